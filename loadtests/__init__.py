@@ -1,0 +1,1 @@
+"""Measuring the running service: accuracy, load, failures. Results live in RESULTS.md."""

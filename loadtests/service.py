@@ -1,0 +1,79 @@
+"""Starts the real service in a process of its own, on a free port, and stops it: for tests and measurements."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+START_TIMEOUT_S = 300
+
+
+class NotStarted(Exception):
+    """The service ended before it was ready; the message is its output."""
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on, outside the ranges Ray uses (10002-19999, 30000-31000)."""
+    for port in range(8100, 9000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise OSError("no free port between 8100 and 9000")
+
+
+def config(port: int, **args: str | float) -> dict[str, Any]:
+    """`serve_config.yaml` on another port, with some of the application's arguments replaced."""
+    content: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    content["http_options"]["port"] = port
+    content["applications"][0]["args"].update(args)
+    return content
+
+
+@contextmanager
+def running(content: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yields the URL and the lines the service has printed so far. Raises NotStarted."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(content, file)
+        file.flush()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serve_app", "serve", "--config", file.name],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | {"RAY_AUTH_MODE": "disabled"}, start_new_session=True,
+        )  # fmt: skip
+        lines: list[str] = []
+        ready = threading.Event()
+        assert process.stdout
+        reader = threading.Thread(target=_read, args=(process.stdout, lines, ready))
+        reader.start()
+        try:
+            if not ready.wait(START_TIMEOUT_S) or process.poll() is not None:
+                raise NotStarted("".join(lines))
+            http = content["http_options"]
+            yield f"http://{http['host']}:{http['port']}", lines
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(60)
+            finally:
+                process.kill()
+                reader.join()
+
+
+def _read(output: IO[str], lines: list[str], ready: threading.Event) -> None:
+    for line in output:
+        lines.append(line)
+        if line.startswith("Ready:"):
+            ready.set()
+    ready.set()  # the end of the output: it will never be ready

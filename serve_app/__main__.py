@@ -1,0 +1,79 @@
+"""The command line: `serve`, `predict`, `weights pull`. Each imports only what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from serve_app import weights
+from serve_app.errors import WeightsError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except WeightsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Runs the service in the foreground."""
+    from serve_app import launch  # Ray takes 2 s to import
+
+    try:
+        launch.run(args.config)
+    except launch.StartFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Sends photos to a running service."""
+    from serve_app import client
+
+    given = {"conf": args.conf, "iou": args.iou, "classes": args.classes, "max_det": args.max_det}
+    return min(client.predict(args.photos, args.url, {k: v for k, v in given.items() if v is not None}, args.save), 1)
+
+
+def pull(args: argparse.Namespace) -> int:
+    """Downloads published weights into `models/`."""
+    print(weights.pull(args.name, args.sha256, args.source))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(prog="python -m serve_app", description="Send a photo, get named boxes.")
+    commands = top.add_subparsers(required=True)
+
+    command = commands.add_parser("serve", help=serve.__doc__)
+    command.add_argument("--config", type=Path, default=weights.ROOT / "serve_config.yaml")
+    command.set_defaults(run=serve)
+
+    command = commands.add_parser("predict", help=predict.__doc__)
+    command.add_argument("photos", type=Path, nargs="+", metavar="PHOTO")
+    command.add_argument("--url", default="http://127.0.0.1:8000")
+    command.add_argument("--save", type=Path, metavar="DIR", help="draw the boxes into DIR")
+    for option in ("--conf", "--iou", "--classes", "--max_det"):
+        command.add_argument(option, help="as in the API")
+    command.set_defaults(run=predict)
+
+    command = (
+        commands.add_parser("weights", help="manage weights")
+        .add_subparsers(required=True)
+        .add_parser("pull", help=pull.__doc__)
+    )
+    command.add_argument("name", choices=weights.PULLABLE)
+    command.add_argument("--sha256", help="for weights whose hash is not pinned here")
+    command.add_argument("--source", default=weights.SOURCE, help="a mirror")
+    command.set_defaults(run=pull)
+    return top
+
+
+if __name__ == "__main__":
+    sys.exit(main())

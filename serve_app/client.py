@@ -1,0 +1,65 @@
+"""`python -m serve_app predict`: sends photos to a running service, prints a table, draws the boxes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from serve_app.drawing import draw
+
+
+def predict(photos: list[Path], url: str, options: dict[str, str], save: Path | None) -> int:
+    """Returns the number of photos that got no answer; each failure is told on stderr."""
+    failed = 0
+    if save:
+        save.mkdir(parents=True, exist_ok=True)
+    with httpx.Client(base_url=url, timeout=60) as http:
+        for path in tqdm(photos, unit="photo", disable=len(photos) < 2):
+            try:
+                answer = http.post("/v1/predict", params=options, files={"file": (path.name, path.read_bytes())})
+            except (OSError, httpx.TransportError) as error:
+                failed += 1
+                print(f"{path}: {error}", file=sys.stderr)
+                continue
+            if answer.is_error:
+                failed += 1
+                print(f"{path}: {explain(answer)}", file=sys.stderr)
+                continue
+            found = answer.json()["images"][0]
+            tqdm.write(table(path, found))
+            if save:
+                paint(path, found["results"], save / f"{path.stem}.boxes.jpg")
+    return failed
+
+
+def explain(answer: httpx.Response) -> str:
+    """The problem's text, or the status of an answer that is not ours (a proxy's, say)."""
+    if answer.headers.get("content-type", "").startswith("application/problem+json"):
+        problem = answer.json()
+        return f"{problem['code']}: {problem['detail']}"
+    return f"HTTP {answer.status_code}"
+
+
+def table(path: Path, image: dict[str, Any]) -> str:
+    """One line per box: name, confidence, corners in pixels."""
+    height, width = image["shape"]
+    took = sum(image["speed"].values())
+    lines = [f"{path}  {width} x {height}, {len(image['results'])} found, {took:.0f} ms"]
+    for result in image["results"]:
+        corners = "".join(f"{result['box'][k]:9.1f}" for k in ("x1", "y1", "x2", "y2"))
+        lines.append(f"  {result['name']:<16}{result['confidence']:>6.0%}{corners}")
+    return "\n".join(lines)
+
+
+def paint(path: Path, results: list[dict[str, Any]], target: Path) -> None:
+    """Writes the photo, upright, with its boxes."""
+    with Image.open(path) as file:
+        photo = ImageOps.exif_transpose(file).convert("RGB")
+    boxes = [(*r["box"].values(), r["class"], f"{r['name']} {r['confidence']:.0%}") for r in results]
+    draw(photo, boxes).save(target, quality=90)
+    tqdm.write(f"  drawn: {target}")

@@ -1,0 +1,34 @@
+"""Draws named boxes on a photo. Knows nothing of where they come from."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Iterable
+
+from PIL import Image, ImageDraw, ImageFont
+
+Labelled = tuple[float, float, float, float, int, str]  # x1, y1, x2, y2 in pixels, class id, text
+GOLDEN_RATIO = 0.618034  # steps of it round the colour wheel keep neighbouring ids far apart
+
+
+def colour(class_id: int) -> tuple[int, int, int]:
+    """A bright RGB colour, always the same for a class."""
+    red, green, blue = colorsys.hsv_to_rgb(class_id * GOLDEN_RATIO % 1, 0.85, 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw(photo: Image.Image, boxes: Iterable[Labelled]) -> Image.Image:
+    """A copy of the upright RGB photo with a frame and a label for each box; line and text grow with the photo."""
+    canvas = photo.copy()
+    pen = ImageDraw.Draw(canvas)
+    unit = max(min(photo.size) / 400, 1)
+    font = ImageFont.load_default(size=12 * unit)
+    for x1, y1, x2, y2, class_id, text in boxes:
+        pen.rectangle((x1, y1, x2, y2), outline=colour(class_id), width=round(2 * unit))
+        left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+        width, height = right - left + 4 * unit, bottom - top + 4 * unit
+        x, y = min(x1, max(photo.width - width, 0)), max(y1 - height, 0)
+        pen.rectangle((x, y, x + width, y + height), fill=colour(class_id))
+        light = sum(colour(class_id)) > 380
+        pen.text((x + 2 * unit - left, y + 2 * unit - top), text, fill="black" if light else "white", font=font)
+    return canvas

@@ -1,0 +1,27 @@
+"""Every metric of ours: name, unit, labels, buckets. Serve already counts requests, queues and batch sizes."""
+
+from __future__ import annotations
+
+from ray.serve.metrics import Counter, Histogram
+
+STAGE_BUCKETS_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
+
+
+def stage_seconds() -> Histogram:
+    """Time in one stage; for `detect` the forward pass of the whole batch."""
+    return Histogram("recognition_stage_seconds", "Time in one stage", STAGE_BUCKETS_S, ("stage",))
+
+
+def queue_seconds() -> Histogram:
+    """Wait of one image for its batch to start."""
+    return Histogram("recognition_queue_seconds", "Wait for the batch to start", STAGE_BUCKETS_S)
+
+
+def images_total() -> Counter:
+    """Images by outcome: `ok`, or the `code` of the error."""
+    return Counter("recognition_images_total", "Images by outcome", ("code",))
+
+
+def settings_refused_total() -> Counter:
+    """Changes of `user_config` that were refused; the old values stay in force."""
+    return Counter("recognition_settings_refused_total", "Refused changes of user_config")

@@ -1,0 +1,86 @@
+"""Weights in, a network out: uint8 squares to raw heads. The only module that imports torch and Ultralytics.
+
+That keeps start-up short elsewhere, the AGPL dependency in one place, and Ultralytics' replacement of
+`PIL.Image.open` out of the process that decodes. Knows nothing of Ray, photos or NMS.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve_app.errors import WeightsError
+from serve_app.weights import BUNDLED, Weights, sha256_of
+
+os.environ["YOLO_AUTOINSTALL"] = "false"  # read by Ultralytics at import; else it runs pip inside a request
+
+import torch
+from torch import nn
+from ultralytics.nn.modules.block import DFL, SPPF, Bottleneck, C2f
+from ultralytics.nn.modules.conv import Concat, Conv
+from ultralytics.nn.modules.head import Detect
+from ultralytics.nn.tasks import DetectionModel
+
+# All that a YOLOv8 detection checkpoint holds besides tensors and plain values. A `.pt` is a pickle: whatever else
+# it names could run code, so it is refused.
+ALLOWED = (
+    DetectionModel, Detect, DFL, SPPF, Bottleneck, C2f, Concat, Conv,
+    nn.Sequential, nn.ModuleList, nn.Conv2d, nn.BatchNorm2d, nn.SiLU, nn.MaxPool2d, nn.Upsample,
+)  # fmt: skip
+
+
+class Model(Protocol):
+    """A network with its identity; called with uint8 RGB (N, S, S, 3), answers float32 heads (N, 4 + C, A)."""
+
+    weights: Weights
+    device: str
+
+    def __call__(self, squares_nhwc: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Heads, in the order of the squares."""
+        ...
+
+
+def read_checkpoint(path: Path) -> DetectionModel:
+    """The network of a YOLOv8 `.pt` in float32, not fused.
+
+    Raises WeightsError when the file is missing, damaged, of another kind, or holds anything that could run code.
+    """
+    try:
+        with torch.serialization.safe_globals(list(ALLOWED)):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"cannot read the weights {path}: {error.strerror}") from error
+    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path} is not a YOLOv8 detection checkpoint that is safe to load: {reason}") from error
+    network = (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
+    if not isinstance(network, DetectionModel) or not isinstance(network.model[-1], Detect):
+        raise WeightsError(f"{path} holds no YOLOv8 detection network")
+    return network.float().eval()
+
+
+class TorchModel:
+    """YOLOv8 in PyTorch: float32 on the CPU, float16 on a GPU when the process sees one."""
+
+    def __init__(self, path: Path, cpu_threads: int | None = None) -> None:
+        network = read_checkpoint(path)
+        names = tuple(network.names[i] for i in range(len(network.names)))
+        self.weights = Weights(path.stem, sha256_of(path), names, bundled=path == BUNDLED)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._dtype = torch.float16 if self.device == "cuda" else torch.float32
+        if self.device == "cpu":
+            torch.set_num_threads(cpu_threads or os.cpu_count() or 1)  # Ray sets 1 for a replica of less than one CPU
+        fused = network.fuse(verbose=False)
+        self._network = fused.to(self.device, self._dtype, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def __call__(self, squares_nhwc: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Heads float32 (N, 4 + C, A): box centre and size in pixels of the square, then scores in 0..1."""
+        batch = torch.from_numpy(squares_nhwc).to(self.device).permute(0, 3, 1, 2)  # a view: channels_last already
+        head: torch.Tensor = self._network(batch.to(self._dtype).div_(255))[0]
+        return head.float().cpu().numpy()
