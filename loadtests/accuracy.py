@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import io
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from loadtests.service import config, free_port, running
+from serve_app.weights import find
 
 ASK = {"conf": "0.001", "iou": "0.7", "max_det": "300"}
 
@@ -85,23 +87,29 @@ def score(photos: list[Path], labels: Path, answers: list[dict[str, Any]]) -> tu
     return float(evaluation.stats[0]), float(evaluation.stats[1])
 
 
-def report(url: str, folders: list[tuple[Path, Path]]) -> None:
-    """Prints a line for each pair of folders (photos, labels)."""
-    for images, labels in folders:
-        photos = sorted(images.glob("*.jpg"))
-        strict, loose = score(photos, labels, detect(url, photos))
-        print(f"{images}: {len(photos)} photos, mAP50-95 {strict:.4f}, mAP50 {loose:.4f}", flush=True)
+# What each model is scored on: folders below the shared data with `images` and `labels` of the same classes.
+FOLDERS = {
+    "yolov8n": [("images/coco128-val", "images/coco128-val-labels")],
+    "default": [
+        ("train-road5/images/val", "train-road5/labels/val"),
+        ("train-road5/images/test", "train-road5/labels/test"),
+    ],
+}
+
+
+def main(model: str, data: Path, url: str | None) -> None:
+    """Prints a line for each folder; starts a service unless one is given."""
+    chosen = find("auto").stem if model == "auto" else model
+    with nullcontext((url, [])) if url else running(config(free_port(), weights=f"models/{chosen}.pt")) as (address, _):
+        for images, labels in FOLDERS[chosen]:
+            photos = sorted((data / images).glob("*.jpg"))
+            strict, loose = score(photos, data / labels, detect(address, photos))
+            print(f"{chosen} on {images}: {len(photos)} photos, mAP50-95 {strict:.4f}, mAP50 {loose:.4f}", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="auto")
-    parser.add_argument("--url", help="a service that runs already; else one is started")
-    parser.add_argument("folders", type=Path, nargs="+", metavar="IMAGES LABELS", help="pairs of folders")
-    args = parser.parse_args()
-    pairs = list(zip(args.folders[::2], args.folders[1::2], strict=True))
-    if args.url:
-        report(args.url, pairs)
-    else:
-        with running(config(free_port(), weights=args.weights)) as (url, _):
-            report(url, pairs)
+    parser.add_argument("--model", default="auto", choices=["auto", *FOLDERS])
+    parser.add_argument("--data", type=Path, required=True, help="the folder with the photos and labels")
+    parser.add_argument("--url", help="a service that runs already, with the same model; else one is started")
+    main(**vars(parser.parse_args()))

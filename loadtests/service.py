@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -50,7 +49,7 @@ def running(content: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
         process = subprocess.Popen(
             [sys.executable, "-m", "serve_app", "serve", "--config", file.name],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=os.environ | {"RAY_AUTH_MODE": "disabled"}, start_new_session=True,
+            start_new_session=True,
         )  # fmt: skip
         lines: list[str] = []
         ready = threading.Event()
@@ -69,6 +68,7 @@ def running(content: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
             finally:
                 process.kill()
                 reader.join()
+                process.stdout.close()
 
 
 def _read(output: IO[str], lines: list[str], ready: threading.Event) -> None:

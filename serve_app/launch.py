@@ -42,8 +42,9 @@ def run(config_path: Path) -> None:
         weights = find(AppSettings.model_validate(config["applications"][0]["args"]).weights)
     except (WeightsError, ValueError) as error:
         raise StartFailed(str(error)) from error
-    print(f"Starting with {'the bundled model' if weights == BUNDLED else 'the weights'} {weights} ...", flush=True)
     temp = tempfile.mkdtemp(prefix="ray-")  # short: Ray's socket paths may have 107 characters
+    kind = "the bundled model" if weights == BUNDLED else "the weights"
+    print(f"Starting with {kind} {weights}; Ray's files are in {temp}", flush=True)
     try:
         ray.init(address="local", namespace="serve", _temp_dir=temp)
         serve_cli.main(["run", "--non-blocking", str(config_path)], standalone_mode=False)

@@ -1,7 +1,6 @@
 """Weights in, a network out: uint8 squares to raw heads. The only module that imports torch and Ultralytics.
 
-That keeps start-up short elsewhere, the AGPL dependency in one place, and Ultralytics' replacement of
-`PIL.Image.open` out of the process that decodes. Knows nothing of Ray, photos or NMS.
+That keeps start-up short elsewhere and the AGPL dependency in one place. Knows nothing of Ray, photos or NMS.
 """
 
 from __future__ import annotations
@@ -20,11 +19,16 @@ from serve_app.weights import BUNDLED, Weights, sha256_of
 os.environ["YOLO_AUTOINSTALL"] = "false"  # read by Ultralytics at import; else it runs pip inside a request
 
 import torch
+from PIL import Image
 from torch import nn
+
+_pillow_open = Image.open
 from ultralytics.nn.modules.block import DFL, SPPF, Bottleneck, C2f
 from ultralytics.nn.modules.conv import Concat, Conv
 from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel
+
+Image.open = _pillow_open  # Ultralytics replaces it by one that installs pi_heif when an image cannot be read
 
 # All that a YOLOv8 detection checkpoint holds besides tensors and plain values. A `.pt` is a pickle: whatever else
 # it names could run code, so it is refused.

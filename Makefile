@@ -1,0 +1,50 @@
+# The interface to this project: `make help`. Needs Python 3.11, make and the package registries, nothing else.
+PYTHON ?= python3.11
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SHARED ?= ../shared# photos, labels and COCO weights that may not be part of this repository
+MODEL ?= auto
+export YOLO_AUTOINSTALL := false
+
+.DEFAULT_GOAL := help
+.PHONY: help serve weights setup test lint fmt accuracy lock clean
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+serve: .venv/serve weights ## run the service in the foreground; Ctrl-C stops it
+	@$(BIN)/python -m serve_app serve
+
+weights: .venv/serve ## download COCO weights, if the network allows
+	@test -f models/yolov8n.pt || $(BIN)/python -m serve_app weights pull yolov8n || echo "going on without COCO weights"
+
+setup: .venv/dev ## install everything into .venv
+
+test: .venv/dev ## all tests, against the real service
+	@$(BIN)/python -m pytest
+
+lint: .venv/dev ## check style, types and borders between modules; changes nothing
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+fmt: .venv/dev ## put the code in shape
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+accuracy: .venv/dev ## COCO mAP through the running service (MODEL=default for the bundled model)
+	@$(BIN)/python -m loadtests.accuracy --model $(MODEL) --data $(SHARED)
+
+lock: ## write the newest versions that pyproject.toml allows to constraints.txt
+	@$(PYTHON) -m venv --clear .venv-lock && .venv-lock/bin/python -m pip install -q '.[cpu,load,dev]'
+	@.venv-lock/bin/python -m pip freeze --exclude image-recognition > constraints.txt && rm -r .venv-lock
+
+clean: ## remove what the other targets made, except weights
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info
+
+.venv/serve: pyproject.toml constraints.txt
+	@echo "Installing into .venv (once, a few minutes) ..."
+	@test -x $(BIN)/python || $$(command -v $(PYTHON) || command -v python3) -m venv .venv
+	@$(PIP) --editable '.[cpu]'
+	@touch $@
+
+.venv/dev: .venv/serve
+	@$(PIP) --editable '.[cpu,load,dev]'
+	@touch $@

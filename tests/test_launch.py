@@ -1,0 +1,102 @@
+"""`python -m serve_app serve` and `predict`, as a person would run them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from PIL import Image
+
+from loadtests.service import NotStarted, config, free_port, running
+from serve_app.__main__ import main
+from tests.conftest import ROOT
+
+
+def serve(content: dict, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "serve_app", "serve", "--config", str(path)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_second_service_on_the_port_says_so(server: str, tmp_path: Path) -> None:
+    ended = serve(config(httpx.URL(server).port or 0), tmp_path)
+    assert ended.returncode == 1
+    assert "is taken" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert httpx.get(f"{server}/readyz").status_code == 200, "the first one goes on"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        pytest.param({"weights": "models/none.pt"}, "weights pull yolov8n", id="no weights"),
+        pytest.param({"image_size": 641}, "multiple of 32", id="a bad setting"),
+        pytest.param({"image_siz": 640}, "image_siz", id="an unknown setting"),
+    ],
+)
+def test_what_cannot_be_served_is_said_at_once(args: dict, message: str, tmp_path: Path) -> None:
+    ended = serve(config(free_port(), **args), tmp_path)
+    assert ended.returncode == 1
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def processes_naming(text: str) -> list[str]:
+    """Command lines of live processes that contain a text."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in command:
+            found.append(command)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_interrupt_ends_all_that_was_started() -> None:
+    with running(config(free_port())) as (url, lines):
+        assert httpx.get(f"{url}/readyz").status_code == 200
+        folder = next(line for line in lines if "Ray's files are in" in line).split()[-1]
+        assert processes_naming(folder), "Ray's processes name their folder"
+    assert processes_naming(folder) == []
+    assert not Path(folder).exists()
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{url}/livez")
+
+
+def test_weights_that_do_not_load_fail_the_start(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.pt"
+    bad.write_bytes(b"not a checkpoint")
+    with pytest.raises(NotStarted, match="safe to load"), running(config(free_port(), weights=str(bad))):
+        pass
+
+
+def test_predict_prints_a_table_and_draws(
+    server: str, bus: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, broken = tmp_path / "street.jpg", tmp_path / "broken.jpg"
+    photo.write_bytes(bus)
+    broken.write_bytes(bus[:2000])
+    code = main(["predict", str(photo), str(broken), "--url", server, "--save", str(tmp_path / "out"), "--conf", "0.3"])
+    out, err = capsys.readouterr()
+    assert code == 1, "one of the two failed"
+    assert "bus " in out
+    assert out.count("person") >= 3
+    assert "broken.jpg: corrupt_image" in err
+    with Image.open(tmp_path / "out" / "street.boxes.jpg") as drawn, Image.open(photo) as original:
+        assert drawn.size == original.size
+        assert drawn.tobytes() != original.tobytes()
+
+
+def test_predict_without_a_service_says_so(bus: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = tmp_path / "street.jpg"
+    photo.write_bytes(bus)
+    assert main(["predict", str(photo), "--url", "http://127.0.0.1:1"]) == 1
+    assert "street.jpg: " in capsys.readouterr().err

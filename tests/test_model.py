@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from serve_app import boxes, image, weights
+from serve_app.errors import WeightsError
+from serve_app.model import TorchModel, read_checkpoint
+
+
+class Attack:
+    """A pickle of it runs a command when it is loaded."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.proof}",)
+
+
+@pytest.fixture(scope="module")
+def path() -> Path:
+    return weights.find("auto")
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> TorchModel:
+    return TorchModel(path)
+
+
+def squares(*photos: bytes) -> np.ndarray:
+    return np.stack([image.letterbox(image.decode(p, 10**7), 640)[0] for p in photos])
+
+
+def test_a_checkpoint_that_runs_code_is_refused(tmp_path: Path) -> None:
+    proof, bad = tmp_path / "proof", tmp_path / "bad.pt"
+    torch.save({"model": Attack(proof)}, bad)
+    with pytest.raises(WeightsError, match="safe to load"):
+        read_checkpoint(bad)
+    assert not proof.exists()
+    torch.load(bad, weights_only=False)
+    assert proof.exists(), "the attack itself works, so the refusal above meant something"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"not a checkpoint", id="text"),
+        pytest.param(pickle.dumps({"model": None}, protocol=2), id="a bare pickle"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    bad = tmp_path / "bad.pt"
+    bad.write_bytes(content)
+    with pytest.raises(WeightsError):
+        read_checkpoint(bad)
+
+
+def test_a_checkpoint_cut_off_or_without_a_network_is_refused(tmp_path: Path, path: Path) -> None:
+    cut, empty = tmp_path / "cut.pt", tmp_path / "empty.pt"
+    cut.write_bytes(path.read_bytes()[:-1000])
+    torch.save({"epoch": 1}, empty)
+    for bad in (cut, empty, tmp_path / "missing.pt"):
+        with pytest.raises(WeightsError):
+            read_checkpoint(bad)
+
+
+def test_pillow_is_left_as_it_was() -> None:
+    """Ultralytics replaces `Image.open` by a function that may run pip inside a request."""
+    assert Image.open.__module__ == "PIL.Image"
+
+
+def test_the_identity_is_the_file(model: TorchModel, path: Path) -> None:
+    assert model.weights.sha256 == weights.sha256_of(path)
+    assert "bus" in model.weights.class_names
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    corner = np.minimum(one[2:4], other[2:4]) - np.maximum(one[:2], other[:2])
+    overlap = corner.clip(0).prod()
+    area = [(b[2:4] - b[:2]).prod() for b in (one, other)]
+    return float(overlap / (sum(area) - overlap))
+
+
+@pytest.mark.parametrize(("conf", "threshold"), [(0.25, 0.7), (0.001, 0.7), (0.05, 0.3)])
+def test_boxes_agree_with_ultralytics_forward_and_nms(
+    model: TorchModel, path: Path, bus: bytes, zidane: bytes, conf: float, threshold: float
+) -> None:
+    from ultralytics.utils.nms import non_max_suppression as ultralytics_nms  # after serve_app.model, which tames it
+
+    batch = squares(bus, zidane)
+    tensor = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        raw = read_checkpoint(path)(tensor)
+    expected = ultralytics_nms(raw, conf, threshold, max_det=300, max_time_img=60)
+    for head, want in zip(model(batch), expected, strict=True):
+        got = boxes.non_max_suppression(boxes.candidates(head, conf, None), threshold, 300)
+        assert len(got) == len(want) > 0
+        # Equal confidences may come in any order, so each box looks for its partner.
+        for box, score, k in zip(got.xyxy, got.confidence, got.class_id, strict=True):
+            same = [w for w in want.numpy() if int(w[5]) == k and abs(w[4] - score) <= 0.01]
+            assert max(iou(box, w) for w in same) >= 0.99
+
+
+def test_alone_and_in_a_batch_the_answer_is_the_same(model: TorchModel, bus: bytes, zidane: bytes) -> None:
+    batch = squares(bus, zidane, bus)
+    alone = np.concatenate([model(one[None]) for one in batch])
+    together = model(batch)
+    # Boxes to 0.01 pixels and scores to 0.0001: the sums of a batched convolution may run in another order.
+    np.testing.assert_allclose(together[:, :4], alone[:, :4], atol=0.01)
+    np.testing.assert_allclose(together[:, 4:], alone[:, 4:], atol=1e-4)

@@ -1,0 +1,25 @@
+"""More requests than the queues hold: some are answered, the rest refused in the one shape, and it passes."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+from tests.test_errors import check
+
+BURST = 220  # the Preprocessor runs 4 and queues 64, so most of these find no place
+
+
+def test_a_burst_is_refused_cleanly_and_the_service_recovers(server: str, bus: bytes) -> None:
+    limits = httpx.Limits(max_connections=BURST)
+    with httpx.Client(base_url=server, timeout=90, limits=limits) as http, ThreadPoolExecutor(BURST) as pool:
+        answers = list(pool.map(lambda _: http.post("/v1/predict", files={"file": bus}), range(BURST)))
+        after = http.post("/v1/predict", files={"file": bus})
+    refused = [a for a in answers if a.status_code != 200]
+    assert refused
+    assert len(refused) < BURST
+    for answer in refused:
+        check(answer.status_code, answer.headers.get("content-type"), answer.json(), 503, "overloaded")
+        assert int(answer.headers["retry-after"]) >= 1
+    assert after.status_code == 200

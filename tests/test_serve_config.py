@@ -1,0 +1,104 @@
+"""Serve drops keys that it does not know, so we look for them; and what is legal alone must fit together."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import ServeDeploySchema
+from ray.util.placement_group import PlacementGroup  # noqa: F401 - importing it early keeps a warning out of the tests
+
+from loadtests.service import ROOT
+from serve_app.deployments import Detector, Postprocessor, Preprocessor
+from serve_app.ingress import Ingress
+from serve_app.settings import AppSettings, BatchSettings
+
+CONTENT: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+APP = CONTENT["applications"][0]
+DEPLOYMENTS = {d["name"]: d for d in APP["deployments"]}
+UNCHECKED = {"args", "user_config", "runtime_env"}  # ours, checked below, or free by nature
+
+
+def models(annotation: Any) -> list[type[BaseModel]]:
+    """The pydantic models anywhere inside a type."""
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for part in get_args(annotation) for m in models(part)]
+
+
+def unknown_keys(value: Any, model: type[BaseModel], where: str = "") -> list[str]:
+    """The keys, with their path, that the schema would drop."""
+    bad = []
+    for key, inner in value.items():
+        path = f"{where}.{key}"
+        field = model.model_fields.get(key)
+        if field is None:
+            bad.append(path)
+        elif key not in UNCHECKED:
+            known = [AutoscalingConfig] if key == "autoscaling_config" else models(field.annotation)
+            for item in inner if isinstance(inner, list) else [inner]:
+                if isinstance(item, dict) and known:
+                    bad += unknown_keys(item, known[0], path)
+    return bad
+
+
+def test_the_config_has_no_unknown_key() -> None:
+    assert unknown_keys(CONTENT, ServeDeploySchema) == []
+    ServeDeploySchema.model_validate(CONTENT)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"typo": 1}, ".typo"),
+        ({"http_options": {"prot": 1}}, ".http_options.prot"),
+        ({"applications": [{"deployments": [{"max_concurrent_queries": 1}]}]}, ".applications.deployments.max_concurrent_queries"),
+        (
+            {"applications": [{"deployments": [{"autoscaling_config": {"min_replica": 1}}]}]},
+            ".applications.deployments.autoscaling_config.min_replica",
+        ),
+        (
+            {"applications": [{"deployments": [{"ray_actor_options": {"num_cpu": 1}}]}]},
+            ".applications.deployments.ray_actor_options.num_cpu",
+        ),
+    ],
+)  # fmt: skip
+def test_unknown_keys_are_found(wrong: dict[str, Any], expected: str) -> None:
+    assert unknown_keys(wrong, ServeDeploySchema) == [expected]
+
+
+def test_the_arguments_and_the_user_config_are_ours() -> None:
+    AppSettings.model_validate(APP["args"])
+    BatchSettings.model_validate(DEPLOYMENTS["Detector"]["user_config"])
+
+
+def test_the_config_names_the_deployments_of_the_graph() -> None:
+    assert set(DEPLOYMENTS) == {c.__name__ for c in (Ingress, Preprocessor, Detector, Postprocessor)}
+
+
+def test_a_batch_can_fill() -> None:
+    """Serve only warns when a replica may not hold a whole batch; its default of 5 would cap batches of 8."""
+    detector = DEPLOYMENTS["Detector"]
+    assert detector["max_ongoing_requests"] >= detector["user_config"]["max_batch_size"]
+
+
+def test_every_queue_is_bounded_and_the_first_is_the_longest() -> None:
+    """Else Serve's proxy refuses, in plain text, what a stage would refuse with a problem document."""
+    room = {n: d["max_ongoing_requests"] + d["max_queued_requests"] for n, d in DEPLOYMENTS.items()}
+    assert all(d["max_queued_requests"] > 0 for d in DEPLOYMENTS.values())
+    assert DEPLOYMENTS["Ingress"]["max_ongoing_requests"] > sum(room.values()) - room["Ingress"]
+
+
+def test_it_schedules_on_two_cores_without_a_gpu_twice() -> None:
+    """Twice, because a rolling update starts new replicas beside the old ones."""
+    options = [d["ray_actor_options"] | {"replicas": d["num_replicas"]} for d in DEPLOYMENTS.values()]
+    assert 2 * sum(o["num_cpus"] * o["replicas"] for o in options) <= 2
+    assert not any(o.get("num_gpus") for o in options)
+
+
+def test_the_application_times_out_before_the_proxy() -> None:
+    assert APP["args"]["timeout_s"] < CONTENT["http_options"]["request_timeout_s"]
