@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import io
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +99,14 @@ FOLDERS = {
 def main(model: str, data: Path, url: str | None) -> None:
     """Prints a line for each folder; starts a service unless one is given."""
     chosen = find("auto").stem if model == "auto" else model
-    with nullcontext((url, [])) if url else running(config(free_port(), weights=f"models/{chosen}.pt")) as (address, _):
-        for images, labels in FOLDERS[chosen]:
-            photos = sorted((data / images).glob("*.jpg"))
-            strict, loose = score(photos, data / labels, detect(address, photos))
-            print(f"{chosen} on {images}: {len(photos)} photos, mAP50-95 {strict:.4f}, mAP50 {loose:.4f}", flush=True)
+    if url is None:
+        with running(config(free_port(), weights=f"models/{chosen}.pt")) as (address, _):
+            return main(chosen, data, address)
+    for images, labels in FOLDERS[chosen]:
+        photos = sorted((data / images).glob("*.jpg"))
+        strict, loose = score(photos, data / labels, detect(url, photos))
+        print(f"{chosen} on {images}: {len(photos)} photos, mAP50-95 {strict:.4f}, mAP50 {loose:.4f}", flush=True)
+    return None
 
 
 if __name__ == "__main__":
