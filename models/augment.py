@@ -1,0 +1,111 @@
+"""Labelled photos in, random training crops out: zoomed, shifted, mirrored, recoloured, four in one (mosaic)."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+GREY = 114  # the letterbox colour of YOLO
+Sample = tuple[np.ndarray, np.ndarray]  # BGR uint8 (H, W, 3), float32 (N, 5): class, x1, y1, x2, y2 in pixels
+
+
+def read_photos(folder: Path, pattern: str) -> list[Sample]:
+    """The photos of a folder in memory, with the boxes of their YOLO label files (none: an empty array)."""
+    samples = []
+    for path in sorted(folder.glob(pattern)):
+        image = cv2.imread(str(path))
+        height, width = image.shape[:2]
+        label = Path(str(path.with_suffix(".txt")).replace("/images/", "/labels/"))
+        rows = np.loadtxt(label, ndmin=2, dtype=np.float32) if label.exists() and label.stat().st_size else None
+        boxes = np.zeros((0, 5), np.float32)
+        if rows is not None:
+            centre, half = rows[:, 1:3], rows[:, 3:5] / 2
+            corners = np.hstack([centre - half, centre + half]) * (width, height, width, height)
+            boxes = np.hstack([rows[:, :1], corners]).astype(np.float32)
+        samples.append((image, boxes))
+    return samples
+
+
+def place(sample: Sample, canvas: np.ndarray, window: tuple[int, int, int, int], rng: random.Random) -> np.ndarray:
+    """Draws a randomly zoomed, shifted and mirrored photo into a window (x1, y1, x2, y2) of the canvas.
+
+    Returns its boxes (N, 5) in canvas pixels, without those of which less than 30 % is left in the window.
+    """
+    image, boxes = sample
+    x1, y1, x2, y2 = window
+    height, width = image.shape[:2]
+    zoom = max(x2 - x1, y2 - y1) / max(height, width) * 2 ** rng.uniform(-0.8, 1.4)
+    flip = rng.random() < 0.5
+    squeeze = 2 ** rng.uniform(-0.15, 0.15)
+    zoom_x, zoom_y = zoom * squeeze, zoom / squeeze
+    shift_x = (x2 - x1 - width * zoom_x) * rng.random()
+    shift_y = (y2 - y1 - height * zoom_y) * rng.random()
+    matrix = np.array([[-zoom_x if flip else zoom_x, 0, width * zoom_x + shift_x if flip else shift_x],
+                       [0, zoom_y, shift_y]])  # fmt: skip
+    how = cv2.INTER_AREA if zoom < 0.6 else cv2.INTER_LINEAR
+    canvas[y1:y2, x1:x2] = cv2.warpAffine(image, matrix, (x2 - x1, y2 - y1), flags=how, borderValue=(GREY,) * 3)
+    if not len(boxes):
+        return boxes
+    xs = boxes[:, [1, 3]] * matrix[0, 0] + matrix[0, 2] + x1
+    ys = boxes[:, [2, 4]] * zoom_y + shift_y + y1
+    full = np.stack([xs.min(1), ys.min(1), xs.max(1), ys.max(1)], 1)
+    kept = np.clip(full, (x1, y1, x1, y1), (x2, y2, x2, y2))
+    area, area_full = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (kept, full))
+    visible = (area > 0.3 * area_full) & (np.minimum(kept[:, 2] - kept[:, 0], kept[:, 3] - kept[:, 1]) > 3)
+    return np.hstack([boxes[:, :1], kept])[visible].astype(np.float32)
+
+
+def jitter(image: np.ndarray, rng: random.Random) -> np.ndarray:
+    """Random hue, saturation and brightness, and now and then gray or blur, on BGR uint8 (H, W, 3)."""
+    gains = np.array([rng.uniform(-1, 1) * g for g in (0.015, 0.6, 0.4)]) + 1
+    levels = np.arange(256)
+    tables = (levels * gains[0] % 180, np.clip(levels * gains[1], 0, 255), np.clip(levels * gains[2], 0, 255))
+    channels = cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))
+    mixed = cv2.merge([cv2.LUT(c, t.astype(np.uint8)) for c, t in zip(channels, tables, strict=True)])
+    image = cv2.cvtColor(mixed, cv2.COLOR_HSV2BGR)
+    if rng.random() < 0.05:
+        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    if rng.random() < 0.05:
+        image = cv2.blur(image, (3, 3))
+    return image
+
+
+class Crops(Dataset[tuple[Tensor, Tensor]]):
+    """Endless random crops; each draw takes its photo from one of the groups with the given probability."""
+
+    def __init__(self, groups: list[list[Sample]], weights: list[float], size: int, count: int, seed: int) -> None:
+        self.groups, self.weights, self.size, self.count, self.seed = groups, weights, size, count, seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Uint8 RGB (3, S, S) and float32 (N, 5): class, then box centre and size as fractions of S."""
+        rng = random.Random(self.seed * 1_000_003 + index)
+        size = self.size
+        canvas = np.full((size, size, 3), GREY, np.uint8)
+        windows = [(0, 0, size, size)]
+        if rng.random() < 0.4:  # mosaic
+            x, y = (int(size * rng.uniform(0.3, 0.7)) for _ in "xy")
+            windows = [(0, 0, x, y), (x, 0, size, y), (0, y, x, size), (x, y, size, size)]
+        groups = rng.choices(self.groups, self.weights, k=len(windows))
+        boxes = np.vstack([place(rng.choice(g), canvas, w, rng) for g, w in zip(groups, windows, strict=True)])
+        centres = np.hstack(
+            [boxes[:, :1], (boxes[:, 1:3] + boxes[:, 3:5]) / 2 / size, (boxes[:, 3:5] - boxes[:, 1:3]) / size]
+        )
+        rgb = np.ascontiguousarray(jitter(canvas, rng)[:, :, ::-1].transpose(2, 0, 1))
+        return torch.from_numpy(rgb), torch.from_numpy(centres.astype(np.float32))
+
+
+def collate(items: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """The batch that Ultralytics' detection loss reads."""
+    images, labels = zip(*items, strict=True)
+    index = torch.cat([torch.full((len(rows),), i, dtype=torch.float32) for i, rows in enumerate(labels)])
+    rows = torch.cat(labels)
+    return {"img": torch.stack(images), "batch_idx": index, "cls": rows[:, :1], "bboxes": rows[:, 1:]}
