@@ -186,7 +186,11 @@ def train(args: argparse.Namespace) -> None:
     held_out = sorted((root / data["val"]).glob("*.jpg"))
     print([len(g) for g in groups], "photos to learn from,", len(held_out), "to validate", flush=True)
 
-    versions = {"torch": str(torch.__version__), "ultralytics": ultralytics.__version__, "python": platform.python_version()}
+    versions = {
+        "torch": str(torch.__version__),
+        "ultralytics": ultralytics.__version__,
+        "python": platform.python_version(),
+    }
     facts = versions | {k: str(v.name if isinstance(v, Path) else v) for k, v in vars(args).items()}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "facts.json").write_text(json.dumps(facts, indent=1))
