@@ -7,7 +7,7 @@ MODEL ?= auto
 export YOLO_AUTOINSTALL := false
 
 .DEFAULT_GOAL := help
-.PHONY: help serve weights setup test lint fmt accuracy lock clean
+.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz lock clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,9 +32,15 @@ fmt: .venv/dev ## put the code in shape
 accuracy: .venv/dev ## COCO mAP through the running service (MODEL=default for the bundled model)
 	@$(BIN)/python -m loadtests.accuracy --model $(MODEL) --data $(SHARED)
 
+abuse: .venv/dev ## hostile requests beside a good client: answers, seconds, memory
+	@$(BIN)/python -m loadtests.abuse
+
+fuzz: .venv/dev ## 10,000 mutated images and bodies against the running service
+	@$(BIN)/python -m loadtests.fuzz
+
 lock: ## write the newest versions that pyproject.toml allows to constraints.txt
 	@$(PYTHON) -m venv --clear .venv-lock && .venv-lock/bin/python -m pip install -q '.[cpu,load,dev]'
-	@.venv-lock/bin/python -m pip freeze --exclude image-recognition > constraints.txt && rm -r .venv-lock
+	@.venv-lock/bin/python -m pip freeze --exclude image-recognition | sed 's/+.*//' > constraints.txt && rm -r .venv-lock
 
 clean: ## remove what the other targets made, except weights
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -100,8 +100,8 @@ def main(model: str, data: Path, url: str | None) -> None:
     """Prints a line for each folder; starts a service unless one is given."""
     chosen = find("auto").stem if model == "auto" else model
     if url is None:
-        with running(config(free_port(), weights=f"models/{chosen}.pt")) as (address, _):
-            return main(chosen, data, address)
+        with running(config(free_port(), weights=f"models/{chosen}.pt")) as service:
+            return main(chosen, data, service.url)
     for images, labels in FOLDERS[chosen]:
         photos = sorted((data / images).glob("*.jpg"))
         strict, loose = score(photos, data / labels, detect(url, photos))

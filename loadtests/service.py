@@ -11,12 +11,20 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 300
+
+
+class Service(NamedTuple):
+    """A running service: its address, what it has printed so far, and the process all others descend from."""
+
+    url: str
+    lines: list[str]
+    pid: int
 
 
 class NotStarted(Exception):
@@ -41,8 +49,8 @@ def config(port: int, **args: str | float) -> dict[str, Any]:
 
 
 @contextmanager
-def running(content: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Yields the URL and the lines the service has printed so far. Raises NotStarted."""
+def running(content: dict[str, Any]) -> Iterator[Service]:
+    """Yields the service once it is ready, and stops it at the end. Raises NotStarted."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(content, file)
         file.flush()
@@ -60,7 +68,7 @@ def running(content: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
             if not ready.wait(START_TIMEOUT_S) or process.poll() is not None:
                 raise NotStarted("".join(lines))
             http = content["http_options"]
-            yield f"http://{http['host']}:{http['port']}", lines
+            yield Service(f"http://{http['host']}:{http['port']}", lines, process.pid)
         finally:
             process.send_signal(signal.SIGINT)
             try:

@@ -32,15 +32,23 @@ def read_photos(folder: Path, pattern: str) -> list[Sample]:
     return samples
 
 
-def place(sample: Sample, canvas: np.ndarray, window: tuple[int, int, int, int], rng: random.Random) -> np.ndarray:
+def place(
+    sample: Sample,
+    canvas: np.ndarray,
+    window: tuple[int, int, int, int],
+    zoom_log2: tuple[float, float],
+    rng: random.Random,
+) -> np.ndarray:
     """Draws a randomly zoomed, shifted and mirrored photo into a window (x1, y1, x2, y2) of the canvas.
+
+    `zoom_log2` is a range; 0 fits the photo's long side to the window's.
 
     Returns its boxes (N, 5) in canvas pixels, without those of which less than 30 % is left in the window.
     """
     image, boxes = sample
     x1, y1, x2, y2 = window
     height, width = image.shape[:2]
-    zoom = max(x2 - x1, y2 - y1) / max(height, width) * 2 ** rng.uniform(-0.8, 1.4)
+    zoom = max(x2 - x1, y2 - y1) / max(height, width) * 2 ** rng.uniform(*zoom_log2)
     flip = rng.random() < 0.5
     squeeze = 2 ** rng.uniform(-0.15, 0.15)
     zoom_x, zoom_y = zoom * squeeze, zoom / squeeze
@@ -79,8 +87,19 @@ def jitter(image: np.ndarray, rng: random.Random) -> np.ndarray:
 class Crops(Dataset[tuple[Tensor, Tensor]]):
     """Endless random crops; each draw takes its photo from one of the groups with the given probability."""
 
-    def __init__(self, groups: list[list[Sample]], weights: list[float], size: int, count: int, seed: int) -> None:
+    def __init__(
+        self,
+        groups: list[list[Sample]],
+        weights: list[float],
+        *,
+        size: int,
+        count: int,
+        zoom_log2: tuple[float, float],
+        mosaic: float,
+        seed: int,
+    ) -> None:
         self.groups, self.weights, self.size, self.count, self.seed = groups, weights, size, count, seed
+        self.zoom_log2, self.mosaic = zoom_log2, mosaic
 
     def __len__(self) -> int:
         return self.count
@@ -91,11 +110,13 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         size = self.size
         canvas = np.full((size, size, 3), GREY, np.uint8)
         windows = [(0, 0, size, size)]
-        if rng.random() < 0.4:  # mosaic
+        if rng.random() < self.mosaic:
             x, y = (int(size * rng.uniform(0.3, 0.7)) for _ in "xy")
             windows = [(0, 0, x, y), (x, 0, size, y), (0, y, x, size), (x, y, size, size)]
         groups = rng.choices(self.groups, self.weights, k=len(windows))
-        boxes = np.vstack([place(rng.choice(g), canvas, w, rng) for g, w in zip(groups, windows, strict=True)])
+        boxes = np.vstack(
+            [place(rng.choice(g), canvas, w, self.zoom_log2, rng) for g, w in zip(groups, windows, strict=True)]
+        )
         centres = np.hstack(
             [boxes[:, :1], (boxes[:, 1:3] + boxes[:, 3:5]) / 2 / size, (boxes[:, 3:5] - boxes[:, 1:3]) / size]
         )

@@ -40,7 +40,7 @@ from serve_app.model import read_checkpoint
 
 COCO_IDS = {"person": 0, "car": 2, "motorcycle": 3, "bus": 5, "truck": 7}
 HINTS = (2, 4, 6, 8, 9, 12, 15, 18, 21)  # the ends of YOLOv8's stages, where student and teacher are compared
-SIZE = 640  # the service's square, in which validation and pseudo-labels are made
+SIZE = 416  # the service's square, in which validation and pseudo-labels are made
 CURVE = ("epoch", "box", "cls", "dfl", "features", "soft_cls", "soft_box", "val_map50", "minutes")
 
 
@@ -199,7 +199,10 @@ def train(args: argparse.Namespace) -> None:
         curve = csv.writer(file)
         curve.writerow(CURVE)
         for epoch in range(args.epochs):
-            crops = Crops(groups, args.mix, args.size, args.crops, args.seed + epoch)
+            crops = Crops(
+                groups, args.mix, size=args.size, count=args.crops, zoom_log2=args.zoom, mosaic=args.mosaic,
+                seed=args.seed + epoch,
+            )  # fmt: skip
             loader = DataLoader(crops, args.batch, num_workers=1, collate_fn=collate, drop_last=True)
             losses = torch.stack([trainer.step(batch) for batch in loader]).mean(0)
             due = epoch % args.every == args.every - 1
@@ -226,6 +229,8 @@ if __name__ == "__main__":
     parser.add_argument("--hard", type=float, nargs=3, default=[0.5, 0.5, 0.5], help="gains of box, cls, dfl")
     parser.add_argument("--soft", type=float, nargs=3, default=[4.0, 1.0, 2.0], help="gains of features, cls, box")
     parser.add_argument("--size", type=int, default=320, help="side of the crops in pixels")
+    parser.add_argument("--zoom", type=float, nargs=2, default=[-0.8, 1.4], help="range of the zoom, as powers of 2")
+    parser.add_argument("--mosaic", type=float, default=0.4, help="share of crops of four photos")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--crops", type=int, default=4000, help="crops in an epoch")
     parser.add_argument("--epochs", type=int, default=28)

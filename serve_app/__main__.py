@@ -1,4 +1,4 @@
-"""The command line: `serve`, `predict`, `weights pull`. Each imports only what it needs."""
+"""The command line: `serve`, `predict`, `weights pull`, `key`. Each imports only what it needs."""
 
 from __future__ import annotations
 
@@ -46,6 +46,15 @@ def pull(args: argparse.Namespace) -> int:
     return 0
 
 
+def key(args: argparse.Namespace) -> int:
+    """Makes an API key: the key for its owner, the line for the keys file."""
+    from serve_app import auth
+
+    secret = auth.new_key()
+    print(f"key, for {args.name} only:  {secret}\nline for the keys file:  {args.name} {auth.digest(secret)}")
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = argparse.ArgumentParser(prog="python -m serve_app", description="Send a photo, get named boxes.")
@@ -72,6 +81,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--sha256", help="for weights whose hash is not pinned here")
     command.add_argument("--source", default=weights.SOURCE, help="a mirror")
     command.set_defaults(run=pull)
+    command = commands.add_parser("key", help=key.__doc__)
+    command.add_argument("name", type=lambda text: text.replace(" ", "-"))
+    command.set_defaults(run=key)
     return top
 
 

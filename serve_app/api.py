@@ -1,100 +1,38 @@
-"""HTTP only: routes, the OpenAPI document, and every error as one JSON shape. Knows nothing of Ray."""
+"""The HTTP application: which routes there are, who may call them, and the headers of every answer."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from http import HTTPStatus
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.staticfiles import StaticFiles
-from starlette.exceptions import HTTPException
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from swagger_ui_bundle import swagger_ui_path
 
-from serve_app import __version__, upload
-from serve_app.deployments import Finished
-from serve_app.errors import AppError, Timeout
-from serve_app.schemas import (
-    Health,
-    ImageAnswer,
-    Metadata,
-    ModelCard,
-    ModelsAnswer,
-    PredictAnswer,
-    Problem,
-    ServedModel,
-)
-from serve_app.settings import AppSettings, DetectOptions
-from serve_app.weights import Weights
+from serve_app import __version__, oip, predict, problems
+from serve_app.auth import Keys
+from serve_app.recogniser import Recogniser
+from serve_app.schemas import Health, ModelCard, ModelsAnswer, Problem, ServedModel
+from serve_app.settings import AppSettings
 
-logger = logging.getLogger("ray.serve")
-PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-OPTIONS = DetectOptions.model_json_schema()["properties"]
-PREDICT_BODY = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}, **OPTIONS},
-            }
-        },
-        "image/*": {"schema": {"type": "string", "format": "binary"}},
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["source"],
-                "properties": {
-                    "source": {
-                        "type": "string",
-                        "format": "byte",
-                        "description": "an image in base64; or a list of them",
-                    },
-                    **OPTIONS,
-                },
-            },
-            "example": {"source": PIXEL, "conf": 0.25},
-        },
-    },
+PAGE = Path(__file__).with_name("page.html")
+# The pages are ours alone: no other origin's script, no framing, no guessing of types. Swagger's page has an inline
+# script, and both pages show images they hold themselves (blob:, data:).
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": (
+        "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+    ),
 }
-PREDICT_PARAMETERS = [
-    {
-        "in": "query",
-        "name": name,
-        "description": schema["description"],
-        "schema": schema,
-        "style": "form",
-        "explode": False,
-    }
-    for name, schema in OPTIONS.items()
-]
-
-
-class Recogniser(Protocol):
-    """What the routes need. All methods raise AppErrors only."""
-
-    settings: AppSettings
-
-    async def recognise(self, image: bytes, options: DetectOptions) -> Finished:
-        """One image through all stages."""
-        ...
-
-    async def serving(self) -> tuple[Weights, str]:
-        """The live weights and their device."""
-        ...
-
-    async def ready(self) -> Weights:
-        """The live weights, once every stage is up."""
-        ...
-
-
-def request_id(request: Request) -> str:
-    """The id that Serve's proxy gave the request, or that the client sent; it is in the logs and in the answer."""
-    return request.headers.get("x-request-id", "")
 
 
 def build_api(service: Recogniser) -> FastAPI:
@@ -105,44 +43,102 @@ def build_api(service: Recogniser) -> FastAPI:
         summary="Send a photo, get named boxes.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect is no problem document
         responses={"default": {"model": Problem, "description": "Any error, as `application/problem+json`"}},
     )
-    settings = service.settings
+    guard = [Depends(key_check(service.settings))] if service.settings.api_keys_file else []
+    api.include_router(predict.router(service), dependencies=guard)
+    api.include_router(oip.router(service), dependencies=guard)
+    api.include_router(model_routes(service), dependencies=guard)
+    api.include_router(probes(service))
+    api.include_router(pages(api))
+    api.mount("/docs/assets", StaticFiles(directory=swagger_ui_path))
+    if service.settings.cors_origins:
+        origins = list(service.settings.cors_origins)
+        api.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    api.add_middleware(FixedHeaders)
+    problems.install(api)
+    return api
 
-    @api.post("/v1/predict", openapi_extra={"requestBody": PREDICT_BODY, "parameters": PREDICT_PARAMETERS})
-    async def predict(request: Request) -> PredictAnswer:
-        """Named boxes for one or more images, in pixels of each upright original."""
-        try:
-            async with asyncio.timeout(settings.timeout_s):
-                sent = await upload.read(request, settings)
-                done = await asyncio.gather(*(service.recognise(image, sent.options) for image in sent.images))
-        except TimeoutError as error:
-            raise Timeout(f"no answer within {settings.timeout_s:g} s") from error
-        model = ModelCard.of(done[0].weights)
-        meta = Metadata(request_id=request_id(request), model=model, image_count=len(done))
-        return PredictAnswer(images=[ImageAnswer.of(one) for one in done], metadata=meta)
 
-    @api.get("/v1/models")
+def key_check(settings: AppSettings) -> Callable[[Request], AsyncIterator[None]]:
+    """A dependency that lets only holders of a key pass, each a bounded number of requests at a time."""
+    keys = Keys(Path(settings.api_keys_file or ""), settings.max_requests_per_key)
+
+    async def check(request: Request) -> AsyncIterator[None]:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        owner = keys.identify(token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key"))
+        with keys.slot(owner):
+            yield
+
+    return check
+
+
+class FixedHeaders:
+    """Middleware: the same headers on all answers. Plain ASGI, as Starlette's own base class would buffer bodies."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(HEADERS)
+                if not scope["path"].startswith("/docs"):
+                    headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+def model_routes(service: Recogniser) -> APIRouter:
+    """What is live."""
+    routes = APIRouter()
+
+    @routes.get("/v1/models")
     async def models() -> ModelsAnswer:
         """The live weights."""
-        weights, device = await service.serving()
-        names = dict(enumerate(weights.class_names))
-        card = ModelCard.of(weights).model_dump()
-        return ModelsAnswer(models=[ServedModel(**card, classes=names, image_size=settings.image_size, device=device)])
+        live = await service.serving()
+        card: dict[str, Any] = ModelCard.of(live.weights).model_dump()
+        names = dict(enumerate(live.weights.class_names))
+        return ModelsAnswer(models=[ServedModel(**card, classes=names, image_size=live.image_size, device=live.device)])
 
-    @api.get("/livez")
+    return routes
+
+
+def probes(service: Recogniser) -> APIRouter:
+    """Kubernetes' and SageMaker's questions; never behind a key."""
+    routes = APIRouter()
+
+    @routes.get("/livez")
     async def live() -> Health:
         """The process answers. Says nothing of the other stages."""
         return Health(status="live")
 
-    @api.get("/readyz")
+    @routes.get("/readyz")
+    @routes.get("/ping", summary="Ready, as SageMaker asks it")
     async def ready() -> Health:
         """200 once every stage is loaded and warm."""
-        return Health(status="ready", model=ModelCard.of(await service.ready()))
+        return Health(status="ready", model=ModelCard.of((await service.ready()).weights))
 
-    @api.get("/docs", include_in_schema=False)
+    return routes
+
+
+def pages(api: FastAPI) -> APIRouter:
+    """For people. Both work without any other server, so also offline."""
+    routes = APIRouter(include_in_schema=False)
+
+    @routes.get("/")
+    async def page() -> FileResponse:
+        """Drop a photo, see its boxes."""
+        return FileResponse(PAGE, media_type="text/html")
+
+    @routes.get("/docs")
     async def docs() -> HTMLResponse:
-        """The OpenAPI page, with its assets served from here so that it works offline."""
+        """The OpenAPI page."""
         return get_swagger_ui_html(
             openapi_url="openapi.json",
             title=api.title,
@@ -151,38 +147,4 @@ def build_api(service: Recogniser) -> FastAPI:
             swagger_favicon_url="docs/assets/favicon-32x32.png",
         )
 
-    api.mount("/docs/assets", StaticFiles(directory=swagger_ui_path))
-    api.add_exception_handler(HTTPException, on_http_error)
-    api.add_exception_handler(AppError, on_app_error)
-    api.add_exception_handler(Exception, on_unforeseen)
-    return api
-
-
-def problem(
-    request: Request, status: int, code: str, detail: str, headers: dict[str, str] | None = None
-) -> JSONResponse:
-    """The one shape of every error."""
-    body = Problem(
-        title=HTTPStatus(status).phrase, status=status, code=code, detail=detail, request_id=request_id(request)
-    )
-    return JSONResponse(body.model_dump(), status, headers, "application/problem+json")
-
-
-async def on_http_error(request: Request, error: Exception) -> JSONResponse:
-    """404 and 405, from the router."""
-    assert isinstance(error, HTTPException)
-    status = HTTPStatus(error.status_code)
-    return problem(request, status, status.name.lower(), status.description, dict(error.headers or {}))
-
-
-async def on_app_error(request: Request, error: Exception) -> JSONResponse:
-    """What the client should know."""
-    assert isinstance(error, AppError)
-    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
-    return problem(request, error.status, error.code, str(error), headers)
-
-
-async def on_unforeseen(request: Request, error: Exception) -> JSONResponse:
-    """A fault of our own: the client learns the request id, the log the rest."""
-    logger.error("unforeseen error", exc_info=error)
-    return problem(request, AppError.status, AppError.code, "internal error")
+    return routes

@@ -19,8 +19,10 @@ def build(args: AppSettings) -> Application:
 
     Raises WeightsError before anything starts when there are no weights to serve.
     """
-    preprocess = deployment(Preprocessor).bind(args)
-    detect = deployment(Detector).bind(args, weights.find(args.weights))
-    postprocess = deployment(Postprocessor).bind()
+    path = weights.find(args.weights)
+    size = args.image_size or weights.image_size(path)
+    preprocess = deployment(Preprocessor).bind(args, size)
+    detect = deployment(Detector).bind(args, path, size)
+    postprocess = deployment(Postprocessor).bind(args)
     application: Application = deployment(serve.ingress()(Ingress)).bind(args, preprocess, detect, postprocess)
     return application

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ def predict(photos: list[Path], url: str, options: dict[str, str], save: Path | 
     failed = 0
     if save:
         save.mkdir(parents=True, exist_ok=True)
-    with httpx.Client(base_url=url, timeout=60) as http:
+    names: Counter[str] = Counter()
+    local = httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")  # a proxy in the environment is for other hosts
+    with httpx.Client(base_url=url, timeout=60, trust_env=not local) as http:
         for path in tqdm(photos, unit="photo", disable=len(photos) < 2):
             try:
                 answer = http.post("/v1/predict", params=options, files={"file": (path.name, path.read_bytes())})
@@ -33,7 +36,9 @@ def predict(photos: list[Path], url: str, options: dict[str, str], save: Path | 
             found = answer.json()["images"][0]
             tqdm.write(table(path, found))
             if save:
-                paint(path, found["results"], save / f"{path.stem}.boxes.jpg")
+                names[path.name] += 1
+                again = f"-{names[path.name]}" if names[path.name] > 1 else ""  # a/1.jpg and b/1.jpg
+                paint(path, found["results"], save / f"{path.name}{again}.boxes.jpg")
     return failed
 
 

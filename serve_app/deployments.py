@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import ValidationError
 from ray import serve
 
-from serve_app import boxes, image, metrics
-from serve_app.settings import AppSettings, BatchSettings, DetectOptions
+from serve_app import boxes, drawing, image, metrics
+from serve_app.errors import ImageTooComplex
+from serve_app.settings import AppSettings, BatchSettings, PredictOptions
 from serve_app.weights import Weights
 
 if TYPE_CHECKING:
@@ -34,7 +37,8 @@ class Prepared:
 
     square_hwc: NDArray[np.uint8]
     letterbox: image.Letterbox
-    options: DetectOptions
+    options: PredictOptions
+    photo: bytes | None  # the encoded original, when the answer is to be drawn on it
     preprocess_s: float
 
 
@@ -44,7 +48,8 @@ class Detected:
 
     found: boxes.Detections
     letterbox: image.Letterbox
-    options: DetectOptions
+    options: PredictOptions
+    photo: bytes | None
     weights: Weights
     preprocess_s: float
     queue_s: float
@@ -53,11 +58,21 @@ class Detected:
 
 
 @dataclass(frozen=True, slots=True)
+class Serving:
+    """What a Detector has loaded: the weights, `cpu` or `cuda`, and the side of the square in pixels."""
+
+    weights: Weights
+    device: str
+    image_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """Final boxes in pixels of the upright photo (height, width), best first."""
 
     found: boxes.Detections
     shape: tuple[int, int]
+    drawn: bytes | None  # a JPEG, when asked for
     weights: Weights
     preprocess_s: float
     queue_s: float
@@ -80,61 +95,76 @@ class Stage:
 class Preprocessor(Stage):
     """Bytes → letterboxed square. Refuses bad images here, before they can share a batch with good ones."""
 
-    def __init__(self, settings: AppSettings) -> None:
-        self._size, self._max_pixels = settings.image_size, settings.max_image_pixels
+    def __init__(self, settings: AppSettings, size: int) -> None:
+        self._settings, self._size = settings, size
+        self._threads = asyncio.Semaphore(settings.decode_threads)
         self._seconds = metrics.stage_seconds()
 
-    def __call__(self, data: bytes, options: DetectOptions) -> Prepared:
-        """Raises UnsupportedFormat, ImageTooLarge or CorruptImage."""
+    async def __call__(self, data: bytes, options: PredictOptions) -> Prepared:
+        """Raises UnsupportedFormat, ImageTooLarge, ImageTooComplex or CorruptImage."""
+        await self._threads.acquire()
+        job = asyncio.get_running_loop().run_in_executor(None, self._prepare, data, options)
+        job.add_done_callback(self._release)
+        try:
+            # Nothing can stop a thread inside a decoder: it keeps its place until it ends, only the answer comes now.
+            return await asyncio.wait_for(asyncio.shield(job), self._settings.decode_timeout_s)
+        except TimeoutError:
+            limit = self._settings.decode_timeout_s
+            raise ImageTooComplex(f"the image took more than {limit:g} s to decode") from None
+
+    def _release(self, job: asyncio.Future[Prepared]) -> None:
+        self._threads.release()
+        job.cancelled() or job.exception()  # asyncio complains of an error that nobody saw
+
+    def _prepare(self, data: bytes, options: PredictOptions) -> Prepared:
         started = time.perf_counter()
-        square, box = image.letterbox(image.decode(data, self._max_pixels), self._size)
+        rgb = image.decode(data, self._settings.max_image_pixels, self._settings.max_image_frames)
+        square, box = image.letterbox(rgb, self._size)
         elapsed = time.perf_counter() - started
         self._seconds.observe(elapsed, {"stage": "preprocess"})
-        return Prepared(square, box, options, elapsed)
+        return Prepared(square, box, options, data if options.format == "image" else None, elapsed)
 
 
 class Detector(Stage):
     """Squares → candidate boxes, in dynamic batches."""
 
-    def __init__(self, settings: AppSettings, weights: Path) -> None:
+    def __init__(self, settings: AppSettings, weights: Path, size: int) -> None:
         from serve_app.model import TorchModel  # torch and Ultralytics load in this process only
 
-        self._size = settings.image_size
-        self._model: Model = TorchModel(weights, settings.cpu_threads)
+        self._size = size
+        # Asked of Ray, as with `num_gpus: 0` a process still sees the GPUs of its node.
+        booked = ray.get_runtime_context().get_accelerator_ids().get("GPU")
+        self._model: Model = TorchModel(weights, "cuda" if booked else "cpu", settings.cpu_threads)
         self._seconds, self._queue = metrics.stage_seconds(), metrics.queue_seconds()
         self._refused = metrics.settings_refused_total()
+        self._warmed: set[int] = set()
         self._adopt(BatchSettings())
-        self._warm_up(BatchSettings())
 
-    def _warm_up(self, batch: BatchSettings) -> None:
-        """Runs the smallest and the largest batch; a network that fails here takes its replica down, unseen."""
+    def _adopt(self, batch: BatchSettings) -> None:
+        """Runs the smallest and the largest batch before it takes the settings; a network that fails here raises."""
         started = time.perf_counter()
-        for n in {1, batch.max_batch_size}:
+        for n in {1, batch.max_batch_size} - self._warmed:
             head = self._model(np.zeros((n, self._size, self._size, 3), np.uint8))
             if not np.isfinite(head).all():
                 raise RuntimeError(f"the weights {self._model.weights.name} answer with numbers that are not finite")
-        logger.info(
-            "warm: %s on %s in %.1f s", self._model.weights.name, self._model.device, time.perf_counter() - started
-        )
-
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Takes new batch settings live. Never raises, as that would kill the replica: bad ones are refused."""
-        try:
-            batch = BatchSettings.model_validate(user_config)
-        except ValidationError as error:
-            self._refused.inc()
-            logger.error("user_config refused, the old one stays in force: %s", error)
-            return
-        self._adopt(batch)
-        logger.info("user_config in force: %s", batch)
-
-    def _adopt(self, batch: BatchSettings) -> None:
+            self._warmed.add(n)
         self._detect.set_max_batch_size(batch.max_batch_size)
         self._detect.set_batch_wait_timeout_s(batch.batch_wait_timeout_s)
+        kind = "bundled model" if self._model.weights.bundled else "weights"
+        took = time.perf_counter() - started
+        logger.info("%s %s warm on %s in %.1f s: %s", kind, self._model.weights.name, self._model.device, took, batch)
 
-    def serving(self) -> tuple[Weights, str]:
-        """The live weights and the device they run on."""
-        return self._model.weights, self._model.device
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Takes new batch settings live. Never raises, as that would kill the replica: bad ones are refused."""
+        try:
+            await asyncio.to_thread(self._adopt, BatchSettings.model_validate(user_config))
+        except (ValidationError, RuntimeError) as error:  # RuntimeError: out of memory, say
+            self._refused.inc()
+            logger.error("user_config refused, the old one stays in force: %s", error)
+
+    def serving(self) -> Serving:
+        """What is live in this replica."""
+        return Serving(self._model.weights, self._model.device, self._size)
 
     async def __call__(self, prepared: Prepared) -> Detected:
         """Waits for its batch. Never raises for what is in the image: that was checked before."""
@@ -155,7 +185,17 @@ class Detector(Stage):
         for since in arrived:
             self._queue.observe(started - since)
         return [
-            Detected(f, p.letterbox, p.options, self._model.weights, p.preprocess_s, started - a, elapsed, len(batch))
+            Detected(
+                f,
+                p.letterbox,
+                p.options,
+                p.photo,
+                self._model.weights,
+                p.preprocess_s,
+                started - a,
+                elapsed,
+                len(batch),
+            )
             for f, p, a in zip(found, batch, arrived, strict=True)
         ]
 
@@ -163,7 +203,8 @@ class Detector(Stage):
 class Postprocessor(Stage):
     """Candidates → final boxes in the photo's pixels."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: AppSettings) -> None:
+        self._max_pixels = settings.max_image_pixels
         self._seconds = metrics.stage_seconds()
 
     def __call__(self, d: Detected) -> Finished:
@@ -171,7 +212,14 @@ class Postprocessor(Stage):
         started = time.perf_counter()
         kept = boxes.non_max_suppression(d.found, d.options.iou, d.options.max_det)
         found = boxes.to_photo(kept, d.letterbox)
+        drawn = self._draw(d.photo, found, d.weights.class_names) if d.photo else None
         elapsed = time.perf_counter() - started
         self._seconds.observe(elapsed, {"stage": "postprocess"})
         shape = (d.letterbox.height, d.letterbox.width)
-        return Finished(found, shape, d.weights, d.preprocess_s, d.queue_s, d.inference_s, elapsed, d.batch_size)
+        return Finished(found, shape, drawn, d.weights, d.preprocess_s, d.queue_s, d.inference_s, elapsed, d.batch_size)
+
+    def _draw(self, photo: bytes, found: boxes.Detections, names: tuple[str, ...]) -> bytes:
+        """A JPEG of the upright photo with its boxes. Decodes again: only few requests ask for it."""
+        rows = zip(found.xyxy.tolist(), found.confidence.tolist(), found.class_id.tolist(), strict=True)
+        labelled = [(x1, y1, x2, y2, k, f"{names[k]} {score:.0%}") for (x1, y1, x2, y2), score, k in rows]
+        return drawing.to_jpeg(drawing.draw(Image.fromarray(image.decode(photo, self._max_pixels)), labelled))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import io
 from collections.abc import Iterable
 
 from PIL import Image, ImageDraw, ImageFont
@@ -32,3 +33,10 @@ def draw(photo: Image.Image, boxes: Iterable[Labelled]) -> Image.Image:
         light = sum(colour(class_id)) > 380
         pen.text((x + 2 * unit - left, y + 2 * unit - top), text, fill="black" if light else "white", font=font)
     return canvas
+
+
+def to_jpeg(picture: Image.Image) -> bytes:
+    """The picture as a JPEG file."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=90)
+    return file.getvalue()

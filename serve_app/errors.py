@@ -5,10 +5,17 @@
     AppError                      status  code                      raised by
     ├── MalformedRequest             400  malformed_request         ingress: body or encoding
     ├── CorruptImage                 400  corrupt_image             decode: damaged, empty or cut off
+    ├── Unauthorized                 401  unauthorized              ingress: no API key
+    ├── Forbidden                    403  forbidden                 ingress: an unknown API key
+    ├── NotFound                     404  not_found                 ingress: no such path or model
+    ├── UploadTooSlow                408  upload_too_slow           ingress: the body drips in
     ├── PayloadTooLarge              413  payload_too_large         ingress: bytes, files
     ├── ImageTooLarge                413  image_too_large           decode: pixels, before they are decoded
+    ├── ImageTooComplex              413  image_too_complex         decode: frames, JPEG scans, time
     ├── UnsupportedFormat            415  unsupported_format        ingress: content type; decode: image format
     ├── InvalidParameter             422  invalid_parameter         ingress
+    ├── TooManyRequests              429  too_many_requests         ingress: requests of one API key at once
+    ├── SourceUnavailable            424  source_unavailable        ingress: an image URL that gives no image
     ├── Overloaded                   503  overloaded                a queue is full
     ├── NotReady                     503  not_ready                 a stage is not up yet
     └── Timeout                      504  timeout                   no answer in time
@@ -39,6 +46,22 @@ class CorruptImage(AppError):
     status, code = HTTPStatus.BAD_REQUEST, "corrupt_image"
 
 
+class Unauthorized(AppError):
+    status, code = HTTPStatus.UNAUTHORIZED, "unauthorized"
+
+
+class Forbidden(AppError):
+    status, code = HTTPStatus.FORBIDDEN, "forbidden"
+
+
+class NotFound(AppError):
+    status, code = HTTPStatus.NOT_FOUND, "not_found"
+
+
+class UploadTooSlow(AppError):
+    status, code = HTTPStatus.REQUEST_TIMEOUT, "upload_too_slow"
+
+
 class PayloadTooLarge(AppError):
     status, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "payload_too_large"
 
@@ -47,12 +70,24 @@ class ImageTooLarge(AppError):
     status, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "image_too_large"
 
 
+class ImageTooComplex(AppError):
+    status, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "image_too_complex"
+
+
 class UnsupportedFormat(AppError):
     status, code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_format"
 
 
 class InvalidParameter(AppError):
     status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_parameter"
+
+
+class SourceUnavailable(AppError):
+    status, code = HTTPStatus.FAILED_DEPENDENCY, "source_unavailable"
+
+
+class TooManyRequests(AppError):
+    status, code, retry_after_s = HTTPStatus.TOO_MANY_REQUESTS, "too_many_requests", 1
 
 
 class Overloaded(AppError):

@@ -9,15 +9,14 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app import metrics
 from serve_app.api import build_api
-from serve_app.deployments import Finished
+from serve_app.deployments import Finished, Serving
 from serve_app.errors import AppError, NotReady, Overloaded
-from serve_app.settings import AppSettings, DetectOptions
-from serve_app.weights import Weights
+from serve_app.settings import AppSettings, PredictOptions
 
 READY_TIMEOUT_S = 5.0
 
@@ -35,39 +34,49 @@ class Ingress:
         self.settings = settings
         self._preprocess, self._detect, self._postprocess = preprocess, detect, postprocess
         self._images = metrics.images_total()
+        self._live: Serving | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name is Serve's: it asks for the app once we are constructed
         return build_api(self)
 
-    async def recognise(self, image: bytes, options: DetectOptions) -> Finished:
+    async def recognise(self, image: bytes, options: PredictOptions) -> Finished:
         """One image through the graph. No await between the stages: arrays go straight from one to the next."""
+        prepared = self._preprocess.remote(image, options)
+        detected = self._detect.remote(prepared)
+        finished = self._postprocess.remote(detected)
+        code = "ok"
         try:
             async with ours():
-                prepared = self._preprocess.remote(image, options)
-                detected = self._detect.remote(prepared)
-                finished: Finished = await self._postprocess.remote(detected)
-        except Exception as error:
-            self._images.inc(tags={"code": getattr(error, "code", AppError.code)})
+                done: Finished = await finished
+                return done
+        except BaseException as error:
+            code = "cancelled" if isinstance(error, asyncio.CancelledError) else getattr(error, "code", AppError.code)
+            for stage in (finished, detected, prepared):  # what a refused or timed-out request started is not wanted
+                stage.cancel()
             raise
-        self._images.inc(tags={"code": "ok"})
-        return finished
+        finally:
+            self._images.inc(tags={"code": code})
 
-    async def serving(self) -> tuple[Weights, str]:
-        """The live weights and the device they run on."""
+    async def serving(self) -> Serving:
+        """What a Detector has loaded."""
         async with ours():
-            live: tuple[Weights, str] = await self._detect.serving.remote()
+            live: Serving = await self._detect.serving.remote()
             return live
 
-    async def ready(self) -> Weights:
-        """Answers when every stage has; each does so only after it is loaded and warm. Raises NotReady."""
+    async def ready(self) -> Serving:
+        """Answers when every stage has; each does so only after it is loaded and warm. Raises NotReady.
+
+        A stage that was up once and is now too busy to say so is up: an overloaded pod must keep its traffic.
+        """
         try:
-            async with asyncio.timeout(READY_TIMEOUT_S):
-                (weights, _), *_ = await asyncio.gather(
-                    self.serving(), self._preprocess.ready.remote(), self._postprocess.ready.remote()
-                )
-        except (TimeoutError, RayError, DeploymentUnavailableError) as error:
-            raise NotReady("a stage is still loading") from error
-        return weights
+            async with asyncio.timeout(READY_TIMEOUT_S), ours():
+                stages = self.serving(), self._preprocess.ready.remote(), self._postprocess.ready.remote()
+                self._live, *_ = await asyncio.gather(*stages)
+        except (TimeoutError, Overloaded) as error:
+            if self._live is None:
+                raise NotReady("a stage is still loading") from error
+        assert self._live
+        return self._live
 
 
 @asynccontextmanager
@@ -79,5 +88,5 @@ async def ours() -> AsyncIterator[None]:
         raise error.cause from error
     except BackPressureError as error:
         raise Overloaded("too many requests at the moment") from error
-    except DeploymentUnavailableError as error:
+    except (RayError, RayServeException) as error:  # its replica died, or there is none
         raise NotReady("a stage has no running replica") from error

@@ -7,6 +7,8 @@ a Ray that happens to run already is left alone, and the URL is printed once eve
 from __future__ import annotations
 
 import errno
+import importlib.util
+import os
 import shutil
 import signal
 import socket
@@ -14,18 +16,21 @@ import tempfile
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+import click
 import httpx
 import ray
 import yaml
 from ray import serve
+from ray.serve.schema import ServeDeploySchema
 from ray.serve.scripts import cli as serve_cli
 
 from serve_app.errors import WeightsError
 from serve_app.settings import AppSettings
 from serve_app.weights import BUNDLED, ROOT, find
 
-START_TIMEOUT_S = 300.0  # measured 25-40 s on two busy cores
+START_TIMEOUT_S = 300.0  # measured 15-40 s on two busy cores
 
 
 class StartFailed(Exception):
@@ -34,50 +39,57 @@ class StartFailed(Exception):
 
 def run(config_path: Path) -> None:
     """Serves until SIGINT or SIGTERM. Raises StartFailed."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    config = yaml.safe_load(config_path.read_text())
+    config, weights = check(config_path)
     host, port = config["http_options"]["host"], config["http_options"]["port"]
-    _check_port(host, port, config_path)
-    try:
-        weights = find(AppSettings.model_validate(config["applications"][0]["args"]).weights)
-    except (WeightsError, ValueError) as error:
-        raise StartFailed(str(error)) from error
+    check_port(host, port, config_path)
+    signal.signal(signal.SIGTERM, _interrupt)
     temp = tempfile.mkdtemp(prefix="ray-")  # short: Ray's socket paths may have 107 characters
     kind = "the bundled model" if weights == BUNDLED else "the weights"
     print(f"Starting with {kind} {weights}; Ray's files are in {temp}", flush=True)
     try:
-        ray.init(address="local", namespace="serve", _temp_dir=temp)
+        os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve_app.proxy:middlewares")
+        # Ray's own ports are open on all addresses of the machine, and who may use them may run code: Ray 2.60 asks
+        # for a token on such a local cluster, unless RAY_AUTH_MODE says otherwise. Do not set it here: too late.
+        ray.init(address="local", namespace="serve", _temp_dir=temp, _node_ip_address="127.0.0.1")
         serve_cli.main(["run", "--non-blocking", str(config_path)], standalone_mode=False)
         url = f"http://{host}:{port}"
-        _wait_until_ready(url)
+        wait_until_ready(url)
         print(f"\nReady: {url} (API page {url}/docs). Try:\n\n  curl -F file=@{example()} {url}/v1/predict\n")
         print("Ctrl-C stops it.", flush=True)
         while True:
             time.sleep(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
         print("\nStopping ...", flush=True)
+    except SystemExit as error:  # how `serve run` ends when it cannot deploy, after it has printed why
+        raise StartFailed("the configuration could not be deployed") from error
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
-        if ray.is_initialized():
-            serve.shutdown()  # type: ignore[no-untyped-call]
+        for late in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not leave half of it running
+            signal.signal(late, signal.SIG_IGN)
+        try:
+            if ray.is_initialized():
+                serve.shutdown()  # type: ignore[no-untyped-call]
+        finally:
             ray.shutdown()
-        shutil.rmtree(temp, ignore_errors=True)
+            shutil.rmtree(temp, ignore_errors=True)
 
 
-def example() -> Path:
-    """A photo for the first try: the bus of the Ultralytics package, found without importing it (3 s)."""
-    import importlib.util
+def check(path: Path) -> tuple[dict[str, Any], Path]:
+    """The configuration and the weights it names. Raises StartFailed for what would fail later, less clearly."""
+    try:
+        config = yaml.safe_load(path.read_text())
+        ServeDeploySchema.model_validate(config)
+        settings = AppSettings.model_validate(config["applications"][0]["args"])
+        return config, find(settings.weights)
+    except OSError as error:
+        raise StartFailed(f"cannot read {path}: {error.strerror}") from error
+    except (KeyError, IndexError, TypeError) as error:
+        raise StartFailed(f"{path} lacks {error}") from error
+    except (WeightsError, ValueError, yaml.YAMLError) as error:
+        raise StartFailed(f"{path}: {error}") from error
 
-    found = importlib.util.find_spec("ultralytics")
-    folder = Path(found.origin).parent if found and found.origin else ROOT
-    return folder / "assets" / "bus.jpg"
 
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _check_port(host: str, port: int, path: Path) -> None:
+def check_port(host: str, port: int, path: Path) -> None:
+    """Raises StartFailed when something listens there already."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -89,7 +101,8 @@ def _check_port(host: str, port: int, path: Path) -> None:
             raise StartFailed(message) from error
 
 
-def _wait_until_ready(url: str) -> None:
+def wait_until_ready(url: str) -> None:
+    """Returns when every stage is warm. Raises StartFailed when a deployment fails or it takes too long."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         for name, app in serve.status().applications.items():
@@ -97,9 +110,20 @@ def _wait_until_ready(url: str) -> None:
                 stages = (f"{n}: {d.message}" for n, d in app.deployments.items() if d.message)
                 raise StartFailed("\n".join([f"the application {name} failed: {app.message}", *stages]))
         try:
-            if httpx.get(f"{url}/readyz", timeout=10).status_code == httpx.codes.OK:
+            if httpx.get(f"{url}/readyz", timeout=10, trust_env=False).status_code == httpx.codes.OK:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.5)
     raise StartFailed(f"not ready after {START_TIMEOUT_S:g} s")
+
+
+def example() -> Path:
+    """A photo for the first try: the bus of the Ultralytics package, found without importing it (3 s)."""
+    found = importlib.util.find_spec("ultralytics")
+    photo = (Path(found.origin).parent if found and found.origin else ROOT) / "assets" / "bus.jpg"
+    return photo.relative_to(Path.cwd()) if photo.is_relative_to(Path.cwd()) else photo
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -18,7 +18,7 @@ def queue_seconds() -> Histogram:
 
 
 def images_total() -> Counter:
-    """Images by outcome: `ok`, or the `code` of the error."""
+    """Images by outcome: `ok`, `cancelled`, or the `code` of the error."""
     return Counter("recognition_images_total", "Images by outcome", ("code",))
 
 

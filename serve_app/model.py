@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +31,19 @@ from ultralytics.nn.tasks import DetectionModel
 Image.open = _pillow_open  # Ultralytics replaces it by one that installs pi_heif when an image cannot be read
 
 # All that a YOLOv8 detection checkpoint holds besides tensors and plain values. A `.pt` is a pickle: whatever else
-# it names could run code, so it is refused.
+# it names could run code, so it is refused. Nor may it call these: `DetectionModel({"activation": "..."})` would
+# evaluate that text. A real checkpoint only has objects made empty and filled, so stand-ins that cannot be called do.
 ALLOWED = (
     DetectionModel, Detect, DFL, SPPF, Bottleneck, C2f, Concat, Conv,
     nn.Sequential, nn.ModuleList, nn.Conv2d, nn.BatchNorm2d, nn.SiLU, nn.MaxPool2d, nn.Upsample,
 )  # fmt: skip
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise UnpicklingError("the checkpoint calls a class instead of holding an object")
+
+
+STAND_INS: dict[type, Any] = {type(kind.__name__, (kind,), {"__init__": _refuse}): kind for kind in ALLOWED}
 
 
 class Model(Protocol):
@@ -55,27 +63,37 @@ def read_checkpoint(path: Path) -> DetectionModel:
     Raises WeightsError when the file is missing, damaged, of another kind, or holds anything that could run code.
     """
     try:
-        with torch.serialization.safe_globals(list(ALLOWED)):
+        names: list[Any] = [
+            (stand_in, f"{kind.__module__}.{kind.__qualname__}") for stand_in, kind in STAND_INS.items()
+        ]
+        with torch.serialization.safe_globals(names):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"cannot read the weights {path}: {error.strerror}") from error
     except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Of torch's long text only the cause: its advice is to load the file unsafely.
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = next((line.strip() for line in lines if "WeightsUnpickler" in line), lines[0])
         raise WeightsError(f"{path} is not a YOLOv8 detection checkpoint that is safe to load: {reason}") from error
-    network = (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
-    if not isinstance(network, DetectionModel) or not isinstance(network.model[-1], Detect):
+    network: Any = (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
+    if STAND_INS.get(type(network)) is not DetectionModel:
         raise WeightsError(f"{path} holds no YOLOv8 detection network")
-    return network.float().eval()
+    try:
+        for module in network.modules():
+            module.__class__ = STAND_INS[type(module)]
+        return network.float().eval()
+    except (AttributeError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path} holds no complete network: {error}") from error
 
 
 class TorchModel:
-    """YOLOv8 in PyTorch: float32 on the CPU, float16 on a GPU when the process sees one."""
+    """YOLOv8 in PyTorch: float32 on the `cpu`, float16 on `cuda`."""
 
-    def __init__(self, path: Path, cpu_threads: int | None = None) -> None:
+    def __init__(self, path: Path, device: str = "cpu", cpu_threads: int | None = None) -> None:
         network = read_checkpoint(path)
         names = tuple(network.names[i] for i in range(len(network.names)))
         self.weights = Weights(path.stem, sha256_of(path), names, bundled=path == BUNDLED)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device
         self._dtype = torch.float16 if self.device == "cuda" else torch.float32
         if self.device == "cpu":
             torch.set_num_threads(cpu_threads or os.cpu_count() or 1)  # Ray sets 1 for a replica of less than one CPU

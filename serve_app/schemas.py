@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serve_app.coco import CATEGORY_IDS
+from serve_app.errors import AppError, InvalidParameter
+from serve_app.settings import PredictOptions
+
 if TYPE_CHECKING:
     from serve_app.deployments import Finished
     from serve_app.weights import Weights
@@ -39,35 +43,83 @@ class Speed(BaseModel):
     postprocess: float
 
 
-class ImageAnswer(BaseModel):
-    """The objects of one image, surest first."""
+class ImageError(BaseModel):
+    """Why one image of several has no answer; the same `status` and `code` as a problem document."""
 
-    shape: tuple[int, int] = Field(description="height, width of the upright original", examples=[(1080, 810)])
-    results: list[Result]
-    speed: Speed
-    batch_size: int = Field(description="images that shared the forward pass")
-    queue_ms: float = Field(description="milliseconds between decoded and the start of the forward pass")
+    status: int
+    code: str
+    detail: str
+
+
+class ImageAnswer(BaseModel):
+    """The objects of one image, surest first; or its `error`, and then nothing else."""
+
+    shape: tuple[int, int] | None = Field(
+        None, description="height, width of the upright original", examples=[(1080, 810)]
+    )
+    results: list[Result] = []
+    speed: Speed | None = None
+    batch_size: int | None = Field(None, description="images that shared the forward pass")
+    queue_ms: float | None = Field(None, description="milliseconds in the Detector before its batch started")
+    error: ImageError | None = None
 
     @classmethod
-    def of(cls, done: Finished) -> ImageAnswer:
-        """Pixels to 0.01, confidence to 0.00001, times to 0.01 ms."""
-        boxes = done.found.xyxy.astype(float).round(2).tolist()  # float32 has no 0.01
-        scores, ids = done.found.confidence.tolist(), done.found.class_id.tolist()
+    def of(cls, done: Finished, options: PredictOptions) -> ImageAnswer:
+        """Confidence to 0.00001, times to 0.01 ms, corners as asked."""
         names = done.weights.class_names
         results = [
-            Result.model_construct(
-                class_id=k,
-                name=names[k],
-                confidence=round(score, 5),
-                box=Box.model_construct(x1=x1, y1=y1, x2=x2, y2=y2),
-            )
-            for (x1, y1, x2, y2), score, k in zip(boxes, scores, ids, strict=True)
+            Result.model_construct(class_id=k, name=names[k], confidence=score, box=Box.model_validate(box))
+            for box, score, k in rows(done, options)
         ]
         preprocess, inference, postprocess, queue = (
             round(s * 1000, 2) for s in (done.preprocess_s, done.inference_s, done.postprocess_s, done.queue_s)
         )
         speed = Speed(preprocess=preprocess, inference=inference, postprocess=postprocess)
         return cls(shape=done.shape, results=results, speed=speed, batch_size=done.batch_size, queue_ms=queue)
+
+    @classmethod
+    def failed(cls, error: AppError) -> ImageAnswer:
+        """The place of an image that has no answer."""
+        return cls(error=ImageError(status=error.status, code=error.code, detail=str(error)))
+
+
+def rows(done: Finished, options: PredictOptions) -> list[tuple[dict[str, float], float, int]]:
+    """(corners x1 y1 x2 y2, confidence, class id) of each box, corners in pixels or fractions, rounded."""
+    corners = done.found.xyxy.astype(float)  # float32 has no 0.01
+    if options.normalize:
+        height, width = done.shape
+        corners = corners / (width, height, width, height)
+    decimals = options.decimals if options.decimals is not None else 5 if options.normalize else 2
+    boxes = (dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)) for box in corners.round(decimals).tolist())
+    scores = done.found.confidence.astype(float).round(5).tolist()
+    return list(zip(boxes, scores, done.found.class_id.tolist(), strict=True))
+
+
+class CocoResult(BaseModel):
+    """One line of a COCO results file: box as left, top, width, height; category ids are COCO's 1-90."""
+
+    image_id: int = Field(description="position of the image in the request, from 0")
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    score: float
+
+    @classmethod
+    def of(cls, image_id: int, done: Finished, options: PredictOptions) -> list[CocoResult]:
+        """Raises InvalidParameter when the model knows a class that COCO does not."""
+        try:
+            ids = [CATEGORY_IDS[name] for name in done.weights.class_names]
+        except KeyError as error:
+            raise InvalidParameter(f"`format`: the model's class {error} has no COCO category id") from error
+        digits = options.decimals if options.decimals is not None else 5 if options.normalize else 2
+        return [
+            cls(
+                image_id=image_id,
+                category_id=ids[k],
+                bbox=(b["x1"], b["y1"], round(b["x2"] - b["x1"], digits), round(b["y2"] - b["y1"], digits)),
+                score=score,
+            )
+            for b, score, k in rows(done, options)
+        ]
 
 
 class ModelCard(BaseModel):

@@ -7,11 +7,14 @@ Nothing here reads a file or the environment.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
+ClassId = Annotated[int, Field(ge=0, lt=10_000)]
+PILLOW_LIMIT = 89_478_485  # pixels; above it Pillow itself takes an image for a decompression bomb
 MAX_DETECTIONS = 300  # COCO evaluation and Ultralytics' default; bounds NMS, which costs O(max_det x candidates)
 
 
@@ -23,18 +26,30 @@ class AppSettings(BaseModel):
     weights: str = Field(
         "auto", description="a `.pt` file, or `auto`: `models/yolov8n.pt`, else the bundled `models/default.pt`"
     )
-    image_size: Annotated[int, Field(ge=32, le=1280, multiple_of=32)] = Field(
-        640, description="side of the square the network sees, in pixels, a multiple of 32"
+    image_size: Annotated[int, Field(ge=32, le=1280, multiple_of=32)] | None = Field(
+        None,
+        description="side of the square the network sees, in pixels, a multiple of 32; the weights' own when not set",
     )
     cpu_threads: PositiveInt | None = Field(
         None, description="threads of one Detector replica without a GPU; all cores of its node when not set"
     )
     max_body_bytes: PositiveInt = Field(20_000_000, description="largest request body, in bytes")
     max_images: PositiveInt = Field(16, description="most images in one request")
-    max_image_pixels: PositiveInt = Field(
+    max_image_pixels: Annotated[int, Field(gt=0, le=PILLOW_LIMIT)] = Field(
         52_000_000, description="largest image, in pixels, checked before it is decoded (a 50 MP phone photo passes)"
     )
-    timeout_s: PositiveFloat = Field(30.0, description="longest time for one request, in seconds")
+    max_image_frames: PositiveInt = Field(1000, description="most frames of an animated image; the first is looked at")
+    decode_threads: PositiveInt = Field(2, description="images one Preprocessor replica decodes at a time")
+    decode_timeout_s: Seconds = Field(10.0, description="longest time to decode one image, in seconds")
+    upload_grace_s: Seconds = Field(1.5, description="time before an upload must keep up its rate, in seconds")
+    min_upload_bytes_per_s: PositiveInt = Field(8192, description="slowest upload, on average after the grace")
+    timeout_s: Seconds = Field(30.0, description="longest time for one request, in seconds")
+    api_keys_file: str | None = Field(None, description="file of `name sha256` lines; no key is asked for when not set")
+    max_requests_per_key: PositiveInt = Field(32, description="requests of one key at a time, in one ingress replica")
+    cors_origins: tuple[str, ...] = Field((), description="origins whose pages may call the service; none when empty")
+    image_url_hosts: tuple[str, ...] = Field(
+        (), description="hosts from which `source` may name an https URL; none when empty"
+    )
 
 
 class BatchSettings(BaseModel):
@@ -42,20 +57,30 @@ class BatchSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_batch_size: PositiveInt = Field(8, description="most images in one forward pass")
-    batch_wait_timeout_s: NonNegativeFloat = Field(0.01, description="longest wait for a batch to fill, in seconds")
+    max_batch_size: Annotated[int, Field(ge=1, le=256)] = Field(8, description="most images in one forward pass")
+    batch_wait_timeout_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
+        0.01, description="longest wait for a batch to fill, in seconds"
+    )
 
 
-class DetectOptions(BaseModel):
+class PredictOptions(BaseModel):
     """What a client may ask of one request. Out of range is an error, never clipped."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     conf: Fraction = Field(0.25, description="least confidence of a box")
     iou: Fraction = Field(0.7, description="boxes of one class that overlap more than this are merged by NMS")
-    classes: frozenset[Annotated[int, Field(ge=0)]] | None = Field(
+    classes: frozenset[ClassId] | None = Field(
         None, description="class ids to report, separated by commas; all when not set"
     )
     max_det: Annotated[int, Field(ge=1, le=MAX_DETECTIONS)] = Field(
         MAX_DETECTIONS, description="most boxes in one image"
+    )
+    format: Literal["json", "image", "coco"] = Field(
+        "json",
+        description="`json`; `image`: the photo with its boxes drawn; `coco`: COCO results with 1-90 category ids",
+    )
+    normalize: bool = Field(False, description="corners as fractions of width and height instead of pixels")
+    decimals: Annotated[int, Field(ge=0, le=8)] | None = Field(
+        None, description="decimals of corners; 2 for pixels and 5 for fractions when not set"
     )

@@ -1,13 +1,14 @@
 """An HTTP request in, images and options out. Knows HTTP bodies, not what an image is.
 
 Three bodies: multipart with one or more `file` parts, a raw `image/*`, or JSON with `source` in base64 (one, or a
-list). Options come from the query, form fields or JSON fields; one given twice or unknown is an error.
+list; or https URLs of hosts that the settings allow). Options come from the query, form fields or JSON fields; one
+given twice or unknown is an error.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import binascii
 import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
@@ -17,9 +18,15 @@ from fastapi import Request
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
-from serve_app.errors import InvalidParameter, MalformedRequest, PayloadTooLarge, UnsupportedFormat
-from serve_app.settings import AppSettings, DetectOptions
+from serve_app import remote
+from serve_app.errors import InvalidParameter, MalformedRequest, PayloadTooLarge, UnsupportedFormat, UploadTooSlow
+from serve_app.settings import AppSettings, PredictOptions
+
+MAX_JSON_ITEMS = 10_000
+MAX_OPTIONS = 16
+MAX_CLASSES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +34,7 @@ class Upload:
     """The images of one request, undecoded, in the order they were sent, and what was asked of them."""
 
     images: list[bytes]
-    options: DetectOptions
+    options: PredictOptions
 
 
 @dataclass(slots=True)
@@ -44,16 +51,16 @@ class _Fields:
 
 
 async def read(request: Request, settings: AppSettings) -> Upload:
-    """Raises MalformedRequest, PayloadTooLarge, UnsupportedFormat or InvalidParameter."""
+    """Raises MalformedRequest, PayloadTooLarge, UploadTooSlow, UnsupportedFormat or InvalidParameter."""
     fields = _Fields()
     for name, value in request.query_params.multi_items():
         fields.add(name, value)
-    body = await read_body(request, settings.max_body_bytes)
+    body = await read_body(request, settings)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         await _read_multipart(request, body, settings, fields)
     elif kind == "application/json":
-        _read_json(body, fields)
+        await _read_json(body, settings, fields)
     elif kind.startswith("image/") or kind == "application/octet-stream":
         fields.images.append(body)
     else:
@@ -68,17 +75,29 @@ async def read(request: Request, settings: AppSettings) -> Upload:
     return Upload(fields.images, parse_options(fields.options))
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body; stops reading as soon as it is too large, whatever Content-Length says."""
-    declared = request.headers.get("content-length", "0")
+async def read_body(request: Request, settings: AppSettings) -> bytes:
+    """The whole body; stops reading when it is too large, whatever Content-Length says, or drips in too slowly.
+
+    After a grace an upload must have kept up its rate on average: a slow connection passes, a stalled one does not.
+    """
+    declared, max_bytes = request.headers.get("content-length", "0"), settings.max_body_bytes
     if declared.isdigit() and int(declared) > max_bytes:
         raise PayloadTooLarge(f"the body has {declared} bytes, the limit is {max_bytes}")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
+    clock = asyncio.get_running_loop().time
+    started, body, chunks = clock(), bytearray(), aiter(request.stream())
+    while True:
+        deadline = started + settings.upload_grace_s + len(body) / settings.min_upload_bytes_per_s
+        try:
+            async with asyncio.timeout_at(deadline):
+                body += await anext(chunks)
+        except StopAsyncIteration:
+            return bytes(body)
+        except TimeoutError:
+            raise UploadTooSlow(f"only {len(body)} bytes came in {clock() - started:.1f} s") from None
+        except ClientDisconnect as error:
+            raise MalformedRequest("the client hung up in the middle of the body") from error
         if len(body) > max_bytes:
             raise PayloadTooLarge(f"the body has more than {max_bytes} bytes")
-    return bytes(body)
 
 
 async def _read_multipart(request: Request, body: bytes, settings: AppSettings, fields: _Fields) -> None:
@@ -107,32 +126,62 @@ async def _read_multipart(request: Request, body: bytes, settings: AppSettings, 
             fields.add(name, value)
 
 
-def _read_json(body: bytes, fields: _Fields) -> None:
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise MalformedRequest("the body is not valid JSON") from error
+async def _read_json(body: bytes, settings: AppSettings, fields: _Fields) -> None:
+    content = load_json(body)
     if not isinstance(content, dict):
         raise MalformedRequest("the JSON body is not an object")
     source = content.pop("source", None)
-    for item in source if isinstance(source, list) else [source]:
+    sources = source if isinstance(source, list) else [source]
+    if len(sources) > settings.max_images:
+        raise PayloadTooLarge(f"{len(sources)} images, the limit is {settings.max_images} in one request")
+    for item in sources:
         if not isinstance(item, str):
             raise MalformedRequest("`source` is missing or not a base64 string, or a list of them")
-        try:
-            fields.images.append(base64.b64decode(item.rpartition("base64,")[2], validate=True))
-        except (binascii.Error, ValueError) as error:
-            raise MalformedRequest("`source` is not valid base64") from error
+        is_url = item[:8].lower().startswith(("http://", "https://"))
+        fields.images.append(await remote.fetch(item, settings) if is_url else from_base64(item))
     for name, value in content.items():
         fields.add(name, value)
 
 
-def parse_options(given: dict[str, Any]) -> DetectOptions:
-    """Checks the options, `classes` as a list of ids or as text like `0,5`. Raises InvalidParameter."""
-    values = dict(given)
-    if isinstance(values.get("classes"), str):
-        values["classes"] = values["classes"].split(",") if values["classes"] else None
+def load_json(body: bytes) -> object:
+    """JSON that is mostly text. Raises MalformedRequest, also when it is mostly structure, or a key comes twice.
+
+    Base64 has no brackets and no commas, while 20 MB of `{},` would become 450 MB of objects.
+    """
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_ITEMS:
+        raise MalformedRequest(f"JSON of more than {MAX_JSON_ITEMS} items")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise MalformedRequest("the JSON has a key more than once")
+        return dict(pairs)
+
     try:
-        return DetectOptions.model_validate(values)
+        return json.loads(body, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise MalformedRequest("the body is not valid JSON") from error
+
+
+def from_base64(text: str) -> bytes:
+    """The bytes of standard base64, with or without a `data:` prefix. Raises MalformedRequest."""
+    try:
+        return base64.b64decode(text.rpartition("base64,")[2], validate=True)
+    except ValueError as error:  # also of text that is not ASCII
+        raise MalformedRequest("`source` is not valid base64") from error
+
+
+def parse_options(given: dict[str, Any]) -> PredictOptions:
+    """Checks the options, `classes` as a list of ids or as text like `0,5`. Raises InvalidParameter."""
+    if len(given) > MAX_OPTIONS:
+        raise InvalidParameter(f"{len(given)} options, there are {len(PredictOptions.model_fields)}")
+    values = dict(given)
+    classes = values.get("classes")
+    if isinstance(classes, str):
+        values["classes"] = classes = classes.split(",", MAX_CLASSES + 1) if classes else None
+    if isinstance(classes, list) and len(classes) > MAX_CLASSES:
+        raise InvalidParameter(f"`classes`: more than {MAX_CLASSES} ids")
+    try:
+        return PredictOptions.model_validate(values)
     except ValidationError as error:
-        problems = (f"`{'.'.join(map(str, e['loc'][:1]))}`: {e['msg']}" for e in error.errors())
+        problems = (f"`{str(e['loc'][0])[:40]}`: {e['msg']}" for e in error.errors(include_input=False)[:5])
         raise InvalidParameter("; ".join(problems)) from error

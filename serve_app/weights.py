@@ -7,6 +7,7 @@ pull(...)     Ultralytics' published weights into models/, verified before they 
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,21 @@ def find(setting: str) -> Path:
     raise WeightsError(f"no weights at {' or '.join(map(str, candidates))}: {HELP}")
 
 
+def image_size(path: Path) -> int:
+    """The square these weights were trained for, in pixels: `image_size` of the manifest beside them, else 640.
+
+    Raises WeightsError when the manifest is of another file.
+    """
+    manifest = path.with_suffix(".json")
+    if not manifest.exists():
+        return 640
+    stated = json.loads(manifest.read_text())
+    if stated["sha256"] != sha256_of(path):
+        raise WeightsError(f"{path} is not the file that {manifest.name} describes: the sha256 differs")
+    size: int = stated["image_size"]
+    return size
+
+
 def sha256_of(path: Path) -> str:
     """Hex digest of a file of any size."""
     with path.open("rb") as file:
@@ -61,7 +77,7 @@ def pull(name: str, sha256: str | None = None, source: str = SOURCE, folder: Pat
 
     Raises WeightsError when the hash is unknown or wrong, or the download fails.
     """
-    wanted = sha256 or SHA256.get(name)
+    wanted = sha256.lower() if sha256 else SHA256.get(name)
     if wanted is None:
         raise WeightsError(f"no sha256 is pinned for {name}: give the one you trust with --sha256")
     target, partial = folder / f"{name}.pt", folder / f"{name}.pt.part"

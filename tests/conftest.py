@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from loadtests.service import ROOT, config, free_port, running
+from loadtests import photos
+from loadtests.service import ROOT, Service, config, free_port, running
 
 SHARED = ROOT.parent / "shared"  # photos and weights that may not be part of this repository; used where present
 
@@ -20,27 +20,25 @@ def pytest_report_header() -> str:
     return ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages)
 
 
-def asset(name: str) -> bytes:
-    """`bus.jpg` or `zidane.jpg` of the Ultralytics package."""
-    found = importlib.util.find_spec("ultralytics")
-    assert found and found.origin
-    return (Path(found.origin).parent / "assets" / name).read_bytes()
-
-
 @pytest.fixture(scope="session")
 def bus() -> bytes:
-    return asset("bus.jpg")
+    return photos.bus()
 
 
 @pytest.fixture(scope="session")
 def zidane() -> bytes:
-    return asset("zidane.jpg")
+    return photos.zidane()
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    with running(config(free_port())) as (url, _):
-        yield url
+def service() -> Iterator[Service]:
+    with running(config(free_port())) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def server(service: Service) -> str:
+    return service.url
 
 
 @pytest.fixture

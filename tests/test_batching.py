@@ -31,12 +31,15 @@ def test_seven_right_answers_beside_a_broken_image(server: str, bus: bytes, zida
 
 
 def test_batch_mates_keep_their_own_options(server: str, bus: bytes) -> None:
-    def ask(c: float) -> list[float]:
+    def ask(c: float) -> tuple[int, list[float]]:
         with httpx.Client(base_url=server, timeout=60) as http:
             answer = http.post("/v1/predict", params={"conf": c}, files={"file": bus}).json()
-        return [r["confidence"] for r in answer["images"][0]["results"]]
+        image = answer["images"][0]
+        return image["batch_size"], [r["confidence"] for r in image["results"]]
 
-    with ThreadPoolExecutor(4) as pool:
-        low, high = list(pool.map(ask, [0.25, 0.8] * 4))[:2]
-    assert min(high, default=1) >= 0.8
-    assert min(low) < 0.8
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, [0.25, 0.8] * 8))
+    assert max(size for size, _ in answers) > 1
+    for (_, low), (_, high) in zip(answers[::2], answers[1::2], strict=True):
+        assert min(high) >= 0.8
+        assert min(low) < 0.8

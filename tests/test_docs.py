@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from serve_app.errors import AppError
-from serve_app.settings import AppSettings, BatchSettings, DetectOptions
+from serve_app.settings import AppSettings, BatchSettings, PredictOptions
 from tests.conftest import ROOT
 from tests.test_errors import leaves
 
@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text()
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines() if line.startswith("| `")]
 
 
-@pytest.mark.parametrize("model", [AppSettings, BatchSettings, DetectOptions])
+@pytest.mark.parametrize("model", [AppSettings, BatchSettings, PredictOptions])
 def test_every_setting_is_documented_with_its_default(model: type[BaseModel]) -> None:
     rows = {row[0].strip("`"): row[1:] for row in ROWS}
     for name, field in model.model_fields.items():

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 from PIL import Image
@@ -46,29 +47,39 @@ def test_what_cannot_be_served_is_said_at_once(args: dict, message: str, tmp_pat
     assert "Traceback" not in ended.stderr
 
 
-def processes_naming(text: str) -> list[str]:
-    """Command lines of live processes that contain a text."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if text in command:
-            found.append(command)
-    return found
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param(None, "cannot read", id="no file"),
+        pytest.param("a: [", "error: ", id="no YAML"),
+        pytest.param("applications: []", "lacks", id="no application"),
+    ],
+)
+def test_a_config_that_is_none(
+    text: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    if text:
+        path.write_text(text)
+    assert main(["serve", "--config", str(path)]) == 1
+    assert message in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 def test_interrupt_ends_all_that_was_started() -> None:
-    with running(config(free_port())) as (url, lines):
-        assert httpx.get(f"{url}/readyz").status_code == 200
-        folder = next(line for line in lines if "Ray's files are in" in line).split()[-1]
-        assert processes_naming(folder), "Ray's processes name their folder"
-    assert processes_naming(folder) == []
+    with running(config(free_port())) as service:
+        assert httpx.get(f"{service.url}/readyz").status_code == 200
+        family = psutil.Process(service.pid).children(recursive=True)
+        assert any("Detector" in "".join(p.cmdline()) for p in family)
+        (dashboard,) = (p for p in family if any(part.endswith("dashboard.py") for part in p.cmdline()))
+        ports = [c.laddr.port for c in dashboard.net_connections("tcp") if c.laddr.ip == "127.0.0.1" and not c.raddr]
+        assert httpx.get(f"http://127.0.0.1:{ports[0]}/api/jobs/").status_code == 401, "Ray asks for its token"
+        folder = next(line for line in service.lines if "Ray's files are in" in line).split()[-1]
+        assert Path(folder).exists()
+    psutil.wait_procs(family, timeout=10)
+    assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
     assert not Path(folder).exists()
     with pytest.raises(httpx.TransportError):
-        httpx.get(f"{url}/livez")
+        httpx.get(f"{service.url}/livez")
 
 
 def test_weights_that_do_not_load_fail_the_start(tmp_path: Path) -> None:
@@ -90,7 +101,7 @@ def test_predict_prints_a_table_and_draws(
     assert "bus " in out
     assert out.count("person") >= 3
     assert "broken.jpg: corrupt_image" in err
-    with Image.open(tmp_path / "out" / "street.boxes.jpg") as drawn, Image.open(photo) as original:
+    with Image.open(tmp_path / "out" / "street.jpg.boxes.jpg") as drawn, Image.open(photo) as original:
         assert drawn.size == original.size
         assert drawn.tobytes() != original.tobytes()
 

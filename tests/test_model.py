@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image
 
 from serve_app import boxes, image, weights
 from serve_app.errors import WeightsError
-from serve_app.model import TorchModel, read_checkpoint
+from serve_app.model import DetectionModel, TorchModel, read_checkpoint
 
 
 class Attack:
@@ -22,6 +24,17 @@ class Attack:
 
     def __reduce__(self) -> tuple:
         return os.system, (f"touch {self.proof}",)
+
+
+class Call:
+    """A pickle of it calls a class that the allow-list has; Ultralytics would evaluate the text it is given."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple:
+        layers = {"backbone": [[-1, 1, "Conv", [8, 3, 2]]], "head": [[[0], 1, "Detect", [1]]]}
+        return DetectionModel, ({"nc": 1, "activation": f"open({str(self.proof)!r}, 'w')"} | layers,)
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +51,15 @@ def squares(*photos: bytes) -> np.ndarray:
     return np.stack([image.letterbox(image.decode(p, 10**7), 640)[0] for p in photos])
 
 
-def test_a_checkpoint_that_runs_code_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("attack", [Attack, Call])
+def test_a_checkpoint_that_runs_code_is_refused(tmp_path: Path, attack: type[Attack | Call]) -> None:
     proof, bad = tmp_path / "proof", tmp_path / "bad.pt"
-    torch.save({"model": Attack(proof)}, bad)
+    torch.save({"model": attack(proof)}, bad)
     with pytest.raises(WeightsError, match="safe to load"):
         read_checkpoint(bad)
     assert not proof.exists()
-    torch.load(bad, weights_only=False)
+    unsafe = "import sys, torch, ultralytics.nn.tasks; torch.load(sys.argv[1], weights_only=False)"
+    subprocess.run([sys.executable, "-c", unsafe, str(bad)], check=False, capture_output=True)
     assert proof.exists(), "the attack itself works, so the refusal above meant something"
 
 

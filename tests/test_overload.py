@@ -14,7 +14,9 @@ BURST = 220  # the Preprocessor runs 4 and queues 64, so most of these find no p
 def test_a_burst_is_refused_cleanly_and_the_service_recovers(server: str, bus: bytes) -> None:
     limits = httpx.Limits(max_connections=BURST)
     with httpx.Client(base_url=server, timeout=90, limits=limits) as http, ThreadPoolExecutor(BURST) as pool:
-        answers = list(pool.map(lambda _: http.post("/v1/predict", files={"file": bus}), range(BURST)))
+        sent = [pool.submit(http.post, "/v1/predict", files={"file": bus}) for _ in range(BURST)]
+        probes = [httpx.get(f"{server}/readyz", timeout=30).status_code for _ in range(3)]
+        answers = [one.result() for one in sent]
         after = http.post("/v1/predict", files={"file": bus})
     refused = [a for a in answers if a.status_code != 200]
     assert refused
@@ -23,3 +25,4 @@ def test_a_burst_is_refused_cleanly_and_the_service_recovers(server: str, bus: b
         check(answer.status_code, answer.headers.get("content-type"), answer.json(), 503, "overloaded")
         assert int(answer.headers["retry-after"]) >= 1
     assert after.status_code == 200
+    assert set(probes) == {200}, "an overloaded pod keeps its traffic"

@@ -1,0 +1,115 @@
+"""The prediction endpoints: `POST /v1/predict`, and the same as SageMaker's `POST /invocations`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from serve_app import upload
+from serve_app.deployments import Finished
+from serve_app.errors import AppError, InvalidParameter, Timeout
+from serve_app.problems import request_id
+from serve_app.recogniser import Recogniser
+from serve_app.schemas import CocoResult, ImageAnswer, Metadata, ModelCard, PredictAnswer
+from serve_app.settings import PredictOptions
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+OPTIONS = PredictOptions.model_json_schema()["properties"]
+FILE = {"type": "array", "items": {"type": "string", "format": "binary"}}
+SOURCE = {"type": "string", "format": "byte", "description": "an image in base64; or a list of them"}
+FORM = {"type": "object", "required": ["file"], "properties": {"file": FILE, **OPTIONS}}
+JSON = {"type": "object", "required": ["source"], "properties": {"source": SOURCE, **OPTIONS}}
+BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {"schema": FORM},
+        "image/*": {"schema": {"type": "string", "format": "binary"}},
+        "application/json": {"schema": JSON, "example": {"source": PIXEL, "conf": 0.25}},
+    },
+}
+PARAMETERS = [
+    {"in": "query", "name": k, "description": v["description"], "schema": v, "style": "form", "explode": False}
+    for k, v in OPTIONS.items()
+]
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": PredictAnswer,
+        "description": "Boxes; with `format=image` a JPEG, with `format=coco` a list of COCO results",
+        "content": {"image/jpeg": {}},
+    }
+}
+
+
+def router(service: Recogniser) -> APIRouter:
+    """The routes around a service."""
+    routes = APIRouter()
+
+    async def predict(request: Request) -> Response:
+        """Named boxes for one or more images, in pixels of each upright original."""
+        started = time.perf_counter()  # the loop's own clock has a resolution of 1 ms
+        try:
+            async with asyncio.timeout(service.settings.timeout_s):
+                sent = await upload.read(request, service.settings)
+                if sent.options.format == "image" and len(sent.images) > 1:
+                    raise InvalidParameter("`format`: image answers one image at a time")
+                done = await recognise(service, sent)
+        except TimeoutError as error:
+            raise Timeout(f"no answer within {service.settings.timeout_s:g} s") from error
+        answer = render(request, sent.options, done)
+        finished = [one for one in done if isinstance(one, Finished)]
+        answer.headers["X-Model-Name"] = finished[0].weights.name
+        answer.headers["X-Model-Sha256"] = finished[0].weights.sha256
+        answer.headers["Server-Timing"] = server_timing(finished, time.perf_counter() - started)
+        return answer
+
+    details: dict[str, Any] = {"responses": ANSWERS, "openapi_extra": {"requestBody": BODY, "parameters": PARAMETERS}}
+    routes.add_api_route("/v1/predict", predict, methods=["POST"], **details)
+    routes.add_api_route("/invocations", predict, methods=["POST"], **details, summary="Predict, as SageMaker calls it")
+    return routes
+
+
+async def recognise(service: Recogniser, sent: upload.Upload) -> list[Finished | AppError]:
+    """Each image's boxes, or its error. Raises the first error when no image has an answer."""
+    done = await asyncio.gather(
+        *(service.recognise(image, sent.options) for image in sent.images), return_exceptions=True
+    )
+    for one in done:
+        if isinstance(one, BaseException) and not isinstance(one, AppError):
+            raise one
+    if all(isinstance(one, AppError) for one in done):
+        raise done[0]  # type: ignore[misc] # the line above says what it is
+    return done  # type: ignore[return-value] # and so does the loop
+
+
+def render(request: Request, options: PredictOptions, done: list[Finished | AppError]) -> Response:
+    """The answer in the format that was asked for."""
+    finished = [one for one in done if isinstance(one, Finished)]
+    if options.format == "image":
+        return Response(finished[0].drawn, media_type="image/jpeg")
+    if options.format == "coco":
+        failed = next((one for one in done if isinstance(one, AppError)), None)
+        if failed:
+            raise failed  # COCO's list has no place for an error, and an image without boxes would be a lie
+        lines = [line for i, one in enumerate(finished) for line in CocoResult.of(i, one, options)]
+        return JSONResponse([line.model_dump() for line in lines])
+    images = [ImageAnswer.failed(o) if isinstance(o, AppError) else ImageAnswer.of(o, options) for o in done]
+    model = ModelCard.of(finished[0].weights)
+    meta = Metadata(request_id=request_id(request), model=model, image_count=len(done))
+    content = PredictAnswer(images=images, metadata=meta).model_dump_json(by_alias=True, exclude_none=True)
+    return Response(content, media_type="application/json")
+
+
+def server_timing(finished: list[Finished], total_s: float) -> str:
+    """The slowest image's time in each stage, and the whole request's, in milliseconds (W3C Server Timing)."""
+    stages = {
+        "preprocess": max(f.preprocess_s for f in finished),
+        "queue": max(f.queue_s for f in finished),
+        "detect": max(f.inference_s for f in finished),
+        "postprocess": max(f.postprocess_s for f in finished),
+        "total": total_s,
+    }
+    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())

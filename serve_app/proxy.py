@@ -1,0 +1,89 @@
+"""What runs inside Serve's HTTP proxy, before it looks at a request.
+
+Serve finds it by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.proxy:middlewares, set where Ray is started.
+
+Two things can be done nowhere else. Clients may steer Ray Serve by headers: `x-request-timeout-seconds: 0` lifts the
+server's timeout, and any `x-request-id` goes to the logs. And what the proxy refuses by itself (a full ingress queue)
+is plain text, unlike all our errors.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.schemas import Problem
+
+STEERING = (
+    b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
+    b"x-session-id",
+    b"serve_multiplexed_model_id",
+)
+REQUEST_ID = re.compile(rb"[\w.:-]{1,128}")
+CODES = {408: "timeout", 503: "overloaded"}  # what the proxy itself answers, as we call it
+
+
+class ClientsDoNotSteer:
+    """Drops the headers by which a client would change Serve's handling of its request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http":
+            scope["headers"] = [
+                (name, value)
+                for name, value in scope["headers"]
+                if name not in STEERING and (name != b"x-request-id" or REQUEST_ID.fullmatch(value))
+            ]
+        await self.app(scope, receive, send)
+
+
+class ProblemsOnly:
+    """Replaces the body of an error that is plain text by the problem document."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        replaced = False
+
+        async def send_problem(message: Message) -> None:
+            nonlocal replaced
+            if message["type"] == "http.response.start" and message["status"] >= HTTPStatus.BAD_REQUEST:
+                headers = Headers(raw=message.get("headers", []))
+                if headers.get("content-type", "text/plain").startswith("text/plain"):
+                    replaced = True
+                    await _send_problem(send, HTTPStatus(message["status"]), headers.get("x-request-id", ""))
+            if not replaced:
+                await send(message)
+
+        healthz = scope.get("path", "").startswith("/-/")  # Serve's own endpoints are read by machines as they are
+        await self.app(scope, receive, send if healthz else send_problem)
+
+
+async def _send_problem(send: Send, status: HTTPStatus, request_id: str) -> None:
+    code = CODES.get(status, status.name.lower())
+    body = Problem(title=status.phrase, status=status, code=code, detail=status.description, request_id=request_id)
+    content = body.model_dump_json().encode()
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", str(len(content)).encode()),
+        (b"x-request-id", request_id.encode()),
+    ]
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+def middlewares() -> list[Middleware]:
+    """What Serve's proxy puts around itself."""
+    return [Middleware(ClientsDoNotSteer), Middleware(ProblemsOnly)]

@@ -1,0 +1,68 @@
+"""The middlewares inside Serve's proxy, around a small ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from serve_app.proxy import middlewares
+from tests.test_errors import check
+
+
+def ask(
+    path: str, answer: Response, headers: dict[str, str] | None = None, seen: list[bytes] | None = None
+) -> httpx.Response:
+    """What a client gets when Serve's proxy, inside our middlewares, gives this answer."""
+
+    async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        if seen is not None:
+            seen.extend(name for name, _ in scope["headers"])
+        await answer(scope, receive, send)
+
+    wrapped = proxy
+    for middleware in middlewares():
+        wrapped = middleware.cls(wrapped)
+
+    async def get() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(wrapped), base_url="http://service") as http:
+            return await http.get(path, headers=headers)
+
+    return asyncio.run(get())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "passes"),
+    [
+        ("x-request-timeout-seconds", "0", False),
+        ("X-Request-Timeout-Seconds", "0.001", False),
+        ("x-request-disconnect-disabled", "?1", False),
+        ("x-session-id", "a", False),
+        ("x-request-id", "abc-1", True),
+        ("x-request-id", "a b\tc", False),
+        ("x-request-id", "a" * 129, False),
+        ("x-other", "1", True),
+    ],
+)
+def test_clients_do_not_steer(name: str, value: str, passes: bool) -> None:
+    seen: list[bytes] = []
+    ask("/", PlainTextResponse("ok"), {name: value}, seen)
+    assert (name.lower().encode() in seen) == passes
+
+
+@pytest.mark.parametrize(("status", "code"), [(503, "overloaded"), (408, "timeout"), (500, "internal_server_error")])
+def test_plain_errors_become_problems(status: int, code: str) -> None:
+    plain = PlainTextResponse("queue full", status, {"x-request-id": "7"})
+    answer = ask("/v1/predict", plain)
+    check(answer.status_code, answer.headers["content-type"], answer.json(), status, code)
+    assert answer.json()["request_id"] == answer.headers["x-request-id"] == "7"
+    assert answer.headers.get("retry-after") == ("1" if status == 503 else None)
+
+
+def test_the_rest_passes_untouched() -> None:
+    assert ask("/", PlainTextResponse("fine")).text == "fine"
+    assert ask("/", JSONResponse({"code": "x"}, 400)).json() == {"code": "x"}
+    assert ask("/-/healthz", PlainTextResponse("no", 503)).text == "no"
