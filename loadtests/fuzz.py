@@ -40,7 +40,7 @@ def seeds() -> list[bytes]:
                 file = io.BytesIO()
                 try:
                     picture.convert(mode).save(file, kind, **options)
-                except (OSError, ValueError, KeyError):
+                except (OSError, ValueError, KeyError, RuntimeError):
                     continue  # a mode or option that this format does not have
                 found.append(file.getvalue())
     return found

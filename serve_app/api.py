@@ -33,6 +33,11 @@ HEADERS = {
         "img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
     ),
 }
+# Spelled out, as FastAPI's `model` would document `application/json`.
+PROBLEM: dict[str, Any] = {
+    "description": "Any error",
+    "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+}
 
 
 def build_api(service: Recogniser) -> FastAPI:
@@ -44,7 +49,7 @@ def build_api(service: Recogniser) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a redirect is no problem document
-        responses={"default": {"model": Problem, "description": "Any error, as `application/problem+json`"}},
+        responses={"default": PROBLEM, 422: PROBLEM},
     )
     guard = [Depends(key_check(service.settings))] if service.settings.api_keys_file else []
     api.include_router(predict.router(service), dependencies=guard)

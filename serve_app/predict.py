@@ -37,7 +37,7 @@ PARAMETERS = [
 ]
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
-        "model": PredictAnswer,
+        "model": PredictAnswer | list[CocoResult],
         "description": "Boxes; with `format=image` a JPEG, with `format=coco` a list of COCO results",
         "content": {"image/jpeg": {}},
     }
