@@ -1,7 +1,7 @@
 """Mutated images, forms and JSON against the running service: every answer is a 200 or a 4xx problem, none late.
 
 `make fuzz` sends 10,000 and prints counts by kind and status, the slowest answer, and the service's memory before and
-after. The seed is printed; a finding is saved to the folder `fuzz/`.
+after; then schemathesis asks what the OpenAPI document promises. A finding is saved to the folder `fuzz/`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import base64
 import io
 import json
 import random
+import subprocess
+import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -147,6 +149,17 @@ def save(content: bytes) -> Path:
     return path
 
 
+def contract(url: str, examples: int, seed: int) -> subprocess.CompletedProcess[str]:
+    """Schemathesis over the OpenAPI document: no 5xx, and every answer's status, content type and shape documented."""
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    command = [
+        sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--phases", "examples,fuzzing",
+        "--max-examples", str(examples), "--checks", checks, "--seed", str(seed), "--request-timeout", "30",
+        "--no-color",
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def main(count: int, seed: int) -> None:
     """Prints the counts; exits with 1 if anything was found."""
     with running(config(free_port())) as service:
@@ -154,11 +167,13 @@ def main(count: int, seed: int) -> None:
         before = memory(service.pid)
         counts, findings, slowest = fuzz(service, count, seed)
         after = memory(service.pid)
+        kept = contract(service.url, examples=count // 100, seed=seed)
     for (kind, status), n in sorted(counts.items()):
         print(f"{kind:6} {status} {n:6}")
     print(f"seed {seed}, slowest {slowest:.2f} s, memory {before / 1e6:.0f} -> {after / 1e6:.0f} MB")
     print(*findings[:20], f"{len(findings)} findings", sep="\n")
-    raise SystemExit(bool(findings))
+    print(kept.stdout[kept.stdout.find("= SUMMARY =") :])
+    raise SystemExit(bool(findings or kept.returncode))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from loadtests.accuracy import score
 from models.augment import Crops, Sample, collate, read_photos
 from serve_app import boxes, image
 from serve_app.model import read_checkpoint
+from serve_app.weights import sha256_of
 
 COCO_IDS = {"person": 0, "car": 2, "motorcycle": 3, "bus": 5, "truck": 7}
 HINTS = (2, 4, 6, 8, 9, 12, 15, 18, 21)  # the ends of YOLOv8's stages, where student and teacher are compared
@@ -160,7 +161,7 @@ class Trainer:
         return losses.detach()
 
     def save(self, path: Path, facts: dict[str, Any]) -> None:
-        """Writes the average as the service reads it: fp16, no training state, plain Python values."""
+        """Writes the average as the service reads it: fp16, no training state, plain values; and its manifest."""
         clean = copy.deepcopy(self.average).half()
         clean.names, clean.args, clean.criterion = self.names, {"imgsz": SIZE, "task": "detect"}, None
         for module in clean.modules():
@@ -168,6 +169,9 @@ class Trainer:
         partial = path.with_suffix(".part")
         torch.save({"model": clean, "train_args": facts}, partial)
         partial.replace(path)
+        manifest: dict[str, Any] = {"sha256": sha256_of(path), "bytes": path.stat().st_size, "image_size": SIZE}
+        manifest["class_names"] = list(self.names.values())
+        path.with_suffix(".json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def train(args: argparse.Namespace) -> None:

@@ -140,8 +140,10 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         gray[levels == image.info.get("transparency", -1)] = 255
         return np.repeat(gray[:, :, None], 3, axis=2)
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        paper = Image.new("RGB", image.size, "white")
+        paper.paste(image, mask=image.getchannel("A"))
+        image = paper
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 

@@ -36,7 +36,8 @@ class AppSettings(BaseModel):
     max_body_bytes: PositiveInt = Field(20_000_000, description="largest request body, in bytes")
     max_images: PositiveInt = Field(16, description="most images in one request")
     max_image_pixels: Annotated[int, Field(gt=0, le=PILLOW_LIMIT)] = Field(
-        52_000_000, description="largest image, in pixels, checked before it is decoded (a 50 MP phone photo passes)"
+        52_000_000,
+        description="largest image, in pixels, checked before it is decoded; each takes up to 14 bytes of memory then",
     )
     max_image_frames: PositiveInt = Field(1000, description="most frames of an animated image; the first is looked at")
     decode_threads: PositiveInt = Field(2, description="images one Preprocessor replica decodes at a time")

@@ -1,16 +1,24 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from loadtests.fuzz import mutate, seeds
 from serve_app import errors, image
+from tests.conftest import ROOT
 
 LIMIT = 1_000_000
+SEEDS = seeds()
 CORNERS = np.zeros((40, 60, 3), np.uint8)  # red at the top left, green at the top right
 CORNERS[:20, :30], CORNERS[:20, 30:] = (255, 0, 0), (0, 255, 0)
 
@@ -178,3 +186,37 @@ def test_frames_are_limited(kind: str) -> None:
     assert image.decode(data, LIMIT, max_frames=5).shape == (8, 8, 3)
     with pytest.raises(errors.ImageTooComplex):
         image.decode(data, LIMIT, max_frames=4)
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.integers(0, len(SEEDS) - 1), st.integers(0, 2**32))
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow grumbles about what it can read nevertheless
+def test_mutated_files_are_decoded_or_refused(which: int, seed: int) -> None:
+    try:
+        decoded = image.decode(mutate(SEEDS[which], random.Random(seed)), LIMIT)
+    except errors.AppError:
+        return
+    assert decoded.dtype == np.uint8
+    assert decoded.ndim == 3
+    assert decoded.shape[2] == 3
+
+
+PEAK = """
+import resource, sys
+from serve_app import image
+data = sys.stdin.buffer.read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+image.letterbox(image.decode(data, 52_000_000), 640)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
+@pytest.mark.parametrize(("mode", "kind"), [("RGB", "JPEG"), ("RGBA", "PNG"), ("P", "PNG"), ("RGB", "WEBP")])
+def test_memory_of_a_large_photo_is_bounded(mode: str, kind: str) -> None:
+    """Four copies at most: Pillow's 4 bytes a pixel, rotated or on paper, and the array's 3, twice while it is made."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.new(mode, (4000, 3000)), kind, exif=exif)
+    ended = subprocess.run([sys.executable, "-c", PEAK], input=data, capture_output=True, check=True, cwd=ROOT)
+    assert int(ended.stdout) < 14.5 * 12_000_000 + 10_000_000
