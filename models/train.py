@@ -14,55 +14,25 @@ the validation photos, scored as the service scores them; the outside test is to
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
 import json
 import platform
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
 import ultralytics
 import yaml
-from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils.loss import v8DetectionLoss
 
 from loadtests.accuracy import score
 from models.augment import Crops, Sample, collate, read_photos
+from models.distil import SIZE, Trainer
 from serve_app import boxes, image
-from serve_app.model import read_checkpoint
-from serve_app.weights import sha256_of
 
-COCO_IDS = {"person": 0, "car": 2, "motorcycle": 3, "bus": 5, "truck": 7}
-HINTS = (2, 4, 6, 8, 9, 12, 15, 18, 21)  # the ends of YOLOv8's stages, where student and teacher are compared
-SIZE = 416  # the service's square, in which validation and pseudo-labels are made
 CURVE = ("epoch", "box", "cls", "dfl", "features", "soft_cls", "soft_box", "val_map50", "minutes")
-
-
-def distillation(
-    student: dict[str, Tensor], teacher: dict[str, Tensor], hints: list[tuple[Tensor, Tensor]], classes: list[int]
-) -> Tensor:
-    """How far the student is from the teacher: (features, classes, boxes), each a mean over what matters.
-
-    Features: squared error over the teacher's variance, layer by layer (FitNets, arXiv:1412.6550). Classes: cross
-    entropy with the teacher's scores as soft targets. Boxes: KL divergence of the 16-bin edge distributions,
-    weighted by the teacher's best score (Localization Distillation, arXiv:2102.12252).
-    """
-    errors = [functional.mse_loss(s.float(), t.float()) / t.float().var().clamp(min=1e-3) for s, t in hints]
-    every = teacher["scores"].float().sigmoid()
-    target = every[:, classes]
-    cls = functional.binary_cross_entropy_with_logits(student["scores"].float(), target, reduction="sum")
-    weight = every.amax(1)  # (B, A); of all 80 classes: a box is a box
-    log_p, log_q = (x["boxes"].float().unflatten(1, (4, -1)).log_softmax(2) for x in (student, teacher))
-    kl = functional.kl_div(log_p, log_q, reduction="none", log_target=True).sum(2).mean(1)
-    soft_box = (kl * weight).sum() / weight.sum().clamp(min=1)
-    return torch.stack([torch.stack(errors).mean(), cls / target.amax(1).sum().clamp(min=1), soft_box])
 
 
 @torch.inference_mode()
@@ -100,78 +70,6 @@ def pseudo_label(teacher: DetectionModel, photos: list[Path], classes: list[int]
         bgr = np.ascontiguousarray(image.decode(photo.read_bytes(), 52_000_000)[:, :, ::-1])
         samples.append((bgr, np.hstack([ids, mine.xyxy])))
     return samples
-
-
-class Trainer:
-    """Student, teacher and the running average of the student, which is what is kept."""
-
-    def __init__(self, args: argparse.Namespace, names: dict[int, str], steps: int) -> None:
-        self.args, self.names = args, names
-        self.classes = [COCO_IDS[n] for n in names.values()]
-        self.teacher = read_checkpoint(args.teacher).to(memory_format=torch.channels_last).requires_grad_(False)
-        fresh = args.start is None
-        self.student = (
-            DetectionModel("yolov8n.yaml", nc=len(names), verbose=False) if fresh else read_checkpoint(args.start)
-        )
-        self.student.to(memory_format=torch.channels_last).requires_grad_(True).train()
-        self.student.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)  # Ultralytics' default gains
-        self.average = copy.deepcopy(self.student).eval().requires_grad_(False)
-        self.loss = v8DetectionLoss(self.student)
-        self.seen = {self.student: self._watch(self.student), self.teacher: self._watch(self.teacher)}
-        weights = [p for p in self.student.parameters() if p.ndim > 1]
-        others = [p for p in self.student.parameters() if p.ndim <= 1]  # biases and norms do not decay
-        groups = [{"params": weights, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=args.lr)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, args.lr, total_steps=steps + 1, pct_start=0.05, final_div_factor=20
-        )
-        self.gains = torch.tensor([*args.hard, *args.soft])
-        self.done = 0
-
-    @staticmethod
-    def _watch(network: DetectionModel) -> dict[int, Tensor]:
-        """The output of each hint layer of the latest forward pass."""
-        seen: dict[int, Tensor] = {}
-        for i in HINTS:
-            network.model[i].register_forward_hook(lambda _m, _x, y, i=i: seen.__setitem__(i, y))
-        return seen
-
-    def step(self, batch: dict[str, Tensor]) -> Tensor:
-        """One update; returns the six losses of the curve."""
-        x = batch["img"].float().div(255).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            with torch.no_grad():
-                wanted = self.teacher(x)[1]
-            given = self.student(x)
-        given = {k: v.float() if isinstance(v, Tensor) else v for k, v in given.items()}
-        hard = self.loss.loss(given, batch)[0] / len(x)
-        hints = [(self.seen[self.student][i], self.seen[self.teacher][i]) for i in HINTS]
-        losses = torch.cat([hard, distillation(given, wanted, hints, self.classes)])
-        self.optimizer.zero_grad(set_to_none=True)
-        (losses * self.gains).sum().backward()
-        nn.utils.clip_grad_norm_(self.student.parameters(), 10.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.done += 1
-        keep = min(0.999, (1 + self.done) / (20 + self.done))
-        with torch.no_grad():
-            for a, b in zip(self.average.state_dict().values(), self.student.state_dict().values(), strict=True):
-                if a.dtype.is_floating_point:
-                    a.lerp_(b, 1 - keep)
-        return losses.detach()
-
-    def save(self, path: Path, facts: dict[str, Any]) -> None:
-        """Writes the average as the service reads it: fp16, no training state, plain values; and its manifest."""
-        clean = copy.deepcopy(self.average).half()
-        clean.names, clean.args, clean.criterion = self.names, {"imgsz": SIZE, "task": "detect"}, None
-        for module in clean.modules():
-            module._forward_hooks.clear()
-        partial = path.with_suffix(".part")
-        torch.save({"model": clean, "train_args": facts}, partial)
-        partial.replace(path)
-        manifest: dict[str, Any] = {"sha256": sha256_of(path), "bytes": path.stat().st_size, "image_size": SIZE}
-        manifest["class_names"] = list(self.names.values())
-        path.with_suffix(".json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def train(args: argparse.Namespace) -> None:

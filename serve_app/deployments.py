@@ -1,7 +1,6 @@
 """The three stages as Ray Serve deployments, in data order. Thin: the work is in `image`, `model` and `boxes`.
 
-Each stage adds its time to the record it passes on, because the ingress awaits only the end. Arrays go from stage
-to stage by reference and never pass through the ingress.
+Arrays go from stage to stage by reference, in the `records`, and never pass through the ingress.
 """
 
 from __future__ import annotations
@@ -9,76 +8,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
-from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 from ray import serve
 
 from serve_app import boxes, drawing, image, metrics
 from serve_app.errors import ImageTooComplex
+from serve_app.records import Detected, Finished, Prepared, Serving
 from serve_app.settings import AppSettings, BatchSettings, PredictOptions
-from serve_app.weights import Weights
 
 if TYPE_CHECKING:
     from serve_app.model import Model
 
 logger = logging.getLogger("ray.serve")
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A letterboxed photo on its way to the Detector: uint8 (S, S, 3), and how to undo the letterbox."""
-
-    square_hwc: NDArray[np.uint8]
-    letterbox: image.Letterbox
-    options: PredictOptions
-    photo: bytes | None  # the encoded original, when the answer is to be drawn on it
-    preprocess_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Detected:
-    """Candidate boxes in pixels of the square, best first, before NMS, and the weights they came from."""
-
-    found: boxes.Detections
-    letterbox: image.Letterbox
-    options: PredictOptions
-    photo: bytes | None
-    weights: Weights
-    preprocess_s: float
-    queue_s: float
-    inference_s: float
-    batch_size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """What a Detector has loaded: the weights, `cpu` or `cuda`, and the side of the square in pixels."""
-
-    weights: Weights
-    device: str
-    image_size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """Final boxes in pixels of the upright photo (height, width), best first."""
-
-    found: boxes.Detections
-    shape: tuple[int, int]
-    drawn: bytes | None  # a JPEG, when asked for
-    weights: Weights
-    preprocess_s: float
-    queue_s: float
-    inference_s: float
-    postprocess_s: float
-    batch_size: int
 
 
 # Any: Ray's types know batched functions, not methods. The sizes are those of `user_config`, see `reconfigure`.

@@ -14,8 +14,8 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app import metrics
 from serve_app.api import build_api
-from serve_app.deployments import Finished, Serving
 from serve_app.errors import AppError, NotReady, Overloaded
+from serve_app.records import Finished, Serving
 from serve_app.settings import AppSettings, PredictOptions
 
 READY_TIMEOUT_S = 5.0

@@ -13,10 +13,10 @@ import numpy as np
 from fastapi import APIRouter, Request
 
 from serve_app import __version__, upload
-from serve_app.deployments import Finished
 from serve_app.errors import AppError, MalformedRequest, NotFound, PayloadTooLarge
 from serve_app.predict import recognise
 from serve_app.recogniser import Recogniser
+from serve_app.records import Finished
 from serve_app.schemas import rows
 from serve_app.settings import AppSettings, PredictOptions
 

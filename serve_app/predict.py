@@ -10,10 +10,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from serve_app import upload
-from serve_app.deployments import Finished
 from serve_app.errors import AppError, InvalidParameter, Timeout
 from serve_app.problems import request_id
 from serve_app.recogniser import Recogniser
+from serve_app.records import Finished
 from serve_app.schemas import CocoResult, ImageAnswer, Metadata, ModelCard, PredictAnswer
 from serve_app.settings import PredictOptions
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from serve_app.deployments import Finished, Serving
+from serve_app.records import Finished, Serving
 from serve_app.settings import AppSettings, PredictOptions
 
 

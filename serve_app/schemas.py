@@ -11,7 +11,7 @@ from serve_app.errors import AppError, InvalidParameter
 from serve_app.settings import PredictOptions
 
 if TYPE_CHECKING:
-    from serve_app.deployments import Finished
+    from serve_app.records import Finished
     from serve_app.weights import Weights
 
 

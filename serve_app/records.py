@@ -1,0 +1,65 @@
+"""What goes from stage to stage. Each stage adds its time, because the ingress awaits only the end.
+
+Plain frozen records of arrays, numbers and the letterbox: they travel between processes, and know neither Ray nor HTTP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve_app import boxes, image
+from serve_app.settings import PredictOptions
+from serve_app.weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A letterboxed photo on its way to the Detector: uint8 (S, S, 3), and how to undo the letterbox."""
+
+    square_hwc: NDArray[np.uint8]
+    letterbox: image.Letterbox
+    options: PredictOptions
+    photo: bytes | None  # the encoded original, when the answer is to be drawn on it
+    preprocess_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Detected:
+    """Candidate boxes in pixels of the square, best first, before NMS, and the weights they came from."""
+
+    found: boxes.Detections
+    letterbox: image.Letterbox
+    options: PredictOptions
+    photo: bytes | None
+    weights: Weights
+    preprocess_s: float
+    queue_s: float
+    inference_s: float
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a Detector has loaded: the weights, `cpu` or `cuda`, and the side of the square in pixels."""
+
+    weights: Weights
+    device: str
+    image_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Final boxes in pixels of the upright photo (height, width), best first."""
+
+    found: boxes.Detections
+    shape: tuple[int, int]
+    drawn: bytes | None  # a JPEG, when asked for
+    weights: Weights
+    preprocess_s: float
+    queue_s: float
+    inference_s: float
+    postprocess_s: float
+    batch_size: int
