@@ -49,7 +49,7 @@ def config(port: int, **args: str | float) -> dict[str, Any]:
 
 
 @contextmanager
-def running(content: dict[str, Any]) -> Iterator[Service]:
+def running(content: dict[str, Any], stop: signal.Signals = signal.SIGINT) -> Iterator[Service]:
     """Yields the service once it is ready, and stops it at the end. Raises NotStarted."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(content, file)
@@ -70,7 +70,7 @@ def running(content: dict[str, Any]) -> Iterator[Service]:
             http = content["http_options"]
             yield Service(f"http://{http['host']}:{http['port']}", lines, process.pid)
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(stop)
             try:
                 process.wait(60)
             finally:

@@ -37,7 +37,9 @@ def predict(args: argparse.Namespace) -> int:
     from serve_app import client
 
     given = {"conf": args.conf, "iou": args.iou, "classes": args.classes, "max_det": args.max_det}
-    return min(client.predict(args.photos, args.url, {k: v for k, v in given.items() if v is not None}, args.save), 1)
+    return min(
+        client.predict(args.photos, args.url, {k: v for k, v in given.items() if v is not None}, args.save, args.key), 1
+    )
 
 
 def pull(args: argparse.Namespace) -> int:
@@ -67,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("predict", help=predict.__doc__)
     command.add_argument("photos", type=Path, nargs="+", metavar="PHOTO")
     command.add_argument("--url", default="http://127.0.0.1:8000")
+    command.add_argument("--key", help="API key")
     command.add_argument("--save", type=Path, metavar="DIR", help="draw the boxes into DIR")
     for option in ("--conf", "--iou", "--classes", "--max_det"):
         command.add_argument(option, help="as in the API")

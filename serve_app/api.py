@@ -20,6 +20,7 @@ from serve_app.auth import Keys
 from serve_app.recogniser import Recogniser
 from serve_app.schemas import Health, ModelCard, ModelsAnswer, Problem, ServedModel
 from serve_app.settings import AppSettings
+from serve_app.weights import ROOT
 
 PAGE = Path(__file__).with_name("page.html")
 # The pages are ours alone: no other origin's script, no framing, no guessing of types. Swagger's page has an inline
@@ -54,6 +55,7 @@ def build_api(service: Recogniser) -> FastAPI:
     guard = [Depends(key_check(service.settings))] if service.settings.api_keys_file else []
     api.include_router(predict.router(service), dependencies=guard)
     api.include_router(oip.router(service), dependencies=guard)
+    api.include_router(oip.probes(service))
     api.include_router(model_routes(service), dependencies=guard)
     api.include_router(probes(service))
     api.include_router(pages(api))
@@ -68,7 +70,7 @@ def build_api(service: Recogniser) -> FastAPI:
 
 def key_check(settings: AppSettings) -> Callable[[Request], AsyncIterator[None]]:
     """A dependency that lets only holders of a key pass, each a bounded number of requests at a time."""
-    keys = Keys(Path(settings.api_keys_file or ""), settings.max_requests_per_key)
+    keys = Keys(ROOT / (settings.api_keys_file or ""), settings.max_requests_per_key)
 
     async def check(request: Request) -> AsyncIterator[None]:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")

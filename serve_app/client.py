@@ -14,14 +14,15 @@ from tqdm import tqdm
 from serve_app.drawing import draw
 
 
-def predict(photos: list[Path], url: str, options: dict[str, str], save: Path | None) -> int:
+def predict(photos: list[Path], url: str, options: dict[str, str], save: Path | None, key: str | None = None) -> int:
     """Returns the number of photos that got no answer; each failure is told on stderr."""
     failed = 0
     if save:
         save.mkdir(parents=True, exist_ok=True)
+    headers = {"X-API-Key": key} if key else None
     names: Counter[str] = Counter()
     local = httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")  # a proxy in the environment is for other hosts
-    with httpx.Client(base_url=url, timeout=60, trust_env=not local) as http:
+    with httpx.Client(base_url=url, timeout=60, trust_env=not local, headers=headers) as http:
         for path in tqdm(photos, unit="photo", disable=len(photos) < 2):
             try:
                 answer = http.post("/v1/predict", params=options, files={"file": (path.name, path.read_bytes())})

@@ -19,12 +19,12 @@ def colour(class_id: int) -> tuple[int, int, int]:
 
 
 def draw(photo: Image.Image, boxes: Iterable[Labelled]) -> Image.Image:
-    """A copy of the upright RGB photo with a frame and a label for each box; line and text grow with the photo."""
+    """A copy of the upright RGB photo with a frame and a label for each box, surest first; lines grow with it."""
     canvas = photo.copy()
     pen = ImageDraw.Draw(canvas)
     unit = max(min(photo.size) / 400, 1)
     font = ImageFont.load_default(size=12 * unit)
-    for x1, y1, x2, y2, class_id, text in boxes:
+    for x1, y1, x2, y2, class_id, text in reversed(list(boxes)):  # the surest on top
         pen.rectangle((x1, y1, x2, y2), outline=colour(class_id), width=round(2 * unit))
         left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
         width, height = right - left + 4 * unit, bottom - top + 4 * unit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI
@@ -52,7 +52,8 @@ class Ingress:
         except BaseException as error:
             code = "cancelled" if isinstance(error, asyncio.CancelledError) else getattr(error, "code", AppError.code)
             for stage in (finished, detected, prepared):  # what a refused or timed-out request started is not wanted
-                stage.cancel()
+                with suppress(RayError, RayServeException):  # to cancel what has failed raises its failure
+                    stage.cancel()
             raise
         finally:
             self._images.inc(tags={"code": code})

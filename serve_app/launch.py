@@ -23,9 +23,9 @@ import httpx
 import ray
 import yaml
 from ray import serve
-from ray.serve.schema import ServeDeploySchema
 from ray.serve.scripts import cli as serve_cli
 
+from serve_app import auth, configuration
 from serve_app.errors import WeightsError
 from serve_app.settings import AppSettings
 from serve_app.weights import BUNDLED, ROOT, find
@@ -42,7 +42,7 @@ def run(config_path: Path) -> None:
     config, weights = check(config_path)
     host, port = config["http_options"]["host"], config["http_options"]["port"]
     check_port(host, port, config_path)
-    signal.signal(signal.SIGTERM, _interrupt)
+    stop_on_signals()
     temp = tempfile.mkdtemp(prefix="ray-")  # short: Ray's socket paths may have 107 characters
     kind = "the bundled model" if weights == BUNDLED else "the weights"
     print(f"Starting with {kind} {weights}; Ray's files are in {temp}", flush=True)
@@ -51,6 +51,7 @@ def run(config_path: Path) -> None:
         # Ray's own ports are open on all addresses of the machine, and who may use them may run code: Ray 2.60 asks
         # for a token on such a local cluster, unless RAY_AUTH_MODE says otherwise. Do not set it here: too late.
         ray.init(address="local", namespace="serve", _temp_dir=temp, _node_ip_address="127.0.0.1")
+        stop_on_signals()  # Ray has put its own in place
         serve_cli.main(["run", "--non-blocking", str(config_path)], standalone_mode=False)
         url = f"http://{host}:{port}"
         wait_until_ready(url)
@@ -63,6 +64,7 @@ def run(config_path: Path) -> None:
     except SystemExit as error:  # how `serve run` ends when it cannot deploy, after it has printed why
         raise StartFailed("the configuration could not be deployed") from error
     finally:
+        signal.alarm(0)  # Ray's own handler may have set one, and shutting down takes longer
         for late in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not leave half of it running
             signal.signal(late, signal.SIG_IGN)
         try:
@@ -76,12 +78,13 @@ def run(config_path: Path) -> None:
 def check(path: Path) -> tuple[dict[str, Any], Path]:
     """The configuration and the weights it names. Raises StartFailed for what would fail later, less clearly."""
     try:
-        config = yaml.safe_load(path.read_text())
-        ServeDeploySchema.model_validate(config)
+        config = configuration.load(path)
         settings = AppSettings.model_validate(config["applications"][0]["args"])
+        if settings.api_keys_file:
+            auth.read(ROOT / settings.api_keys_file)
         return config, find(settings.weights)
     except OSError as error:
-        raise StartFailed(f"cannot read {path}: {error.strerror}") from error
+        raise StartFailed(f"cannot read {error.filename}: {error.strerror}") from error
     except (KeyError, IndexError, TypeError) as error:
         raise StartFailed(f"{path} lacks {error}") from error
     except (WeightsError, ValueError, yaml.YAMLError) as error:
@@ -123,6 +126,12 @@ def example() -> Path:
     found = importlib.util.find_spec("ultralytics")
     photo = (Path(found.origin).parent if found and found.origin else ROOT) / "assets" / "bus.jpg"
     return photo.relative_to(Path.cwd()) if photo.is_relative_to(Path.cwd()) else photo
+
+
+def stop_on_signals() -> None:
+    """SIGINT, even where a shell's `&` had it ignored, and SIGTERM as a service manager sends it."""
+    for sent in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sent, _interrupt)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -43,19 +43,6 @@ def router(service: Recogniser) -> APIRouter:
             raise NotFound(f"the live model is {weights.name}, version {weights.sha256}")
         return weights.name, weights.sha256
 
-    @routes.get("")
-    async def server() -> dict[str, Any]:
-        return {"name": "image-recognition", "version": __version__, "extensions": ["binary_tensor_data"]}
-
-    @routes.get("/health/live")
-    async def live() -> dict[str, bool]:
-        return {"live": True}
-
-    @routes.get("/health/ready")
-    async def ready() -> dict[str, bool]:
-        await service.ready()
-        return {"ready": True}
-
     @routes.get("/models/{model}")
     @routes.get("/models/{model}/versions/{version}")
     async def metadata(model: str, version: str | None = None) -> dict[str, Any]:
@@ -81,6 +68,26 @@ def router(service: Recogniser) -> APIRouter:
         if failed:
             raise failed  # the protocol has no place for the error of one image
         return {"id": header.get("id", "")} | answer([one for one in done if isinstance(one, Finished)], options)
+
+    return routes
+
+
+def probes(service: Recogniser) -> APIRouter:
+    """What a platform asks before it has any key."""
+    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+
+    @routes.get("")
+    async def server() -> dict[str, Any]:
+        return {"name": "image-recognition", "version": __version__, "extensions": ["binary_tensor_data"]}
+
+    @routes.get("/health/live")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @routes.get("/health/ready")
+    async def ready() -> dict[str, bool]:
+        await service.ready()
+        return {"ready": True}
 
     return routes
 

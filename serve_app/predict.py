@@ -80,9 +80,19 @@ async def recognise(service: Recogniser, sent: upload.Upload) -> list[Finished |
     for one in done:
         if isinstance(one, BaseException) and not isinstance(one, AppError):
             raise one
+    for one in done:
+        if isinstance(one, Finished):
+            check_classes(sent.options, one)
     if all(isinstance(one, AppError) for one in done):
         raise done[0]  # type: ignore[misc] # the line above says what it is
     return done  # type: ignore[return-value] # and so does the loop
+
+
+def check_classes(options: PredictOptions, done: Finished) -> None:
+    """Raises InvalidParameter for a class id that the weights which answered do not have."""
+    known = len(done.weights.class_names)
+    if options.classes and max(options.classes) >= known:
+        raise InvalidParameter(f"`classes`: {done.weights.name} has the ids 0 to {known - 1}, see /v1/models")
 
 
 def render(request: Request, options: PredictOptions, done: list[Finished | AppError]) -> Response:

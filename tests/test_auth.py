@@ -100,7 +100,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
-def test_only_holders_of_a_key_pass(guarded: Service, bus: bytes) -> None:
+def test_only_holders_of_a_key_pass(guarded: Service, bus: bytes, tmp_path: Path) -> None:
     with httpx.Client(base_url=guarded.url, timeout=30) as http:
         for path in ("/v1/predict", "/invocations", "/v2/models/yolov8n/infer"):
             nobody = http.post(path, content=bus)
@@ -111,8 +111,11 @@ def test_only_holders_of_a_key_pass(guarded: Service, bus: bytes) -> None:
         assert http.get("/v1/models").status_code == 401
         for headers in ({"X-API-Key": ALICE}, {"Authorization": f"Bearer {ALICE}"}):
             assert http.post("/v1/predict", files={"file": bus}, headers=headers).status_code == 200
-        for open_to_all in ("/", "/livez", "/readyz", "/ping"):
+        for open_to_all in ("/", "/docs", "/livez", "/readyz", "/ping", "/v2/health/ready"):
             assert http.get(open_to_all).status_code == 200
+    photo = tmp_path / "street.jpg"
+    photo.write_bytes(bus)
+    assert main(["predict", str(photo), "--url", guarded.url, "--key", ALICE]) == 0
     assert ALICE not in "".join(guarded.lines)
     assert BOB not in "".join(guarded.lines)
 

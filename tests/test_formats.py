@@ -79,6 +79,7 @@ def test_one_image_may_fail_among_several(client: httpx.Client, bus: bytes, zida
     assert text == {"results": [], "error": text["error"]}
     assert (text["error"]["status"], text["error"]["code"]) == (415, "unsupported_format")
     assert (cut["error"]["status"], cut["error"]["code"]) == (400, "corrupt_image")
+    assert cut["error"]["detail"].startswith("the image is empty, damaged or cut off")
 
 
 def test_when_all_images_fail_the_request_does(client: httpx.Client) -> None:

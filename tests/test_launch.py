@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,7 @@ def test_a_second_service_on_the_port_says_so(server: str, tmp_path: Path) -> No
         pytest.param({"weights": "models/none.pt"}, "weights pull yolov8n", id="no weights"),
         pytest.param({"image_size": 641}, "multiple of 32", id="a bad setting"),
         pytest.param({"image_siz": 640}, "image_siz", id="an unknown setting"),
+        pytest.param({"api_keys_file": "nokeys.txt"}, "nokeys.txt", id="no keys file"),
     ],
 )
 def test_what_cannot_be_served_is_said_at_once(args: dict, message: str, tmp_path: Path) -> None:
@@ -53,6 +55,7 @@ def test_what_cannot_be_served_is_said_at_once(args: dict, message: str, tmp_pat
         pytest.param(None, "cannot read", id="no file"),
         pytest.param("a: [", "error: ", id="no YAML"),
         pytest.param("applications: []", "lacks", id="no application"),
+        pytest.param("applications: []\ntypo: 1", ".typo", id="a key that Serve would drop"),
     ],
 )
 def test_a_config_that_is_none(
@@ -65,8 +68,9 @@ def test_a_config_that_is_none(
     assert message in capsys.readouterr().err
 
 
-def test_interrupt_ends_all_that_was_started() -> None:
-    with running(config(free_port())) as service:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_that_was_started(sent: signal.Signals) -> None:
+    with running(config(free_port()), stop=sent) as service:
         assert httpx.get(f"{service.url}/readyz").status_code == 200
         family = psutil.Process(service.pid).children(recursive=True)
         assert any("Detector" in "".join(p.cmdline()) for p in family)
@@ -75,6 +79,7 @@ def test_interrupt_ends_all_that_was_started() -> None:
         assert httpx.get(f"http://127.0.0.1:{ports[0]}/api/jobs/").status_code == 401, "Ray asks for its token"
         folder = next(line for line in service.lines if "Ray's files are in" in line).split()[-1]
         assert Path(folder).exists()
+    assert any("Stopping ..." in line for line in service.lines)
     psutil.wait_procs(family, timeout=10)
     assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
     assert not Path(folder).exists()

@@ -113,6 +113,14 @@ def test_conf_and_iou_are_per_request(client: httpx.Client, bus: bytes) -> None:
     assert [r["confidence"] for r in every] == sorted((r["confidence"] for r in every), reverse=True)
 
 
+def test_a_class_that_the_model_does_not_have_is_an_error(client: httpx.Client, bus: bytes) -> None:
+    known = len(client.get("/v1/models").json()["models"][0]["classes"])
+    assert client.post("/v1/predict", params={"classes": known - 1}, files={"file": bus}).status_code == 200
+    answer = client.post("/v1/predict", params={"classes": known}, files={"file": bus})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_parameter")
+    assert f"0 to {known - 1}" in answer.json()["detail"]
+
+
 def test_a_rotated_photo_has_upright_boxes(client: httpx.Client, bus: bytes) -> None:
     upright = Image.open(io.BytesIO(bus))
     exif = Image.Exif()

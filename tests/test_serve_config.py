@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
-from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 from ray.util.placement_group import PlacementGroup  # noqa: F401 - importing it early keeps a warning out of the tests
 
 from loadtests.service import ROOT
+from serve_app.configuration import unknown_keys
 from serve_app.deployments import Detector, Postprocessor, Preprocessor
 from serve_app.ingress import Ingress
 from serve_app.settings import AppSettings, BatchSettings
@@ -20,30 +18,6 @@ from serve_app.settings import AppSettings, BatchSettings
 CONTENT: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
 APP = CONTENT["applications"][0]
 DEPLOYMENTS = {d["name"]: d for d in APP["deployments"]}
-UNCHECKED = {"args", "user_config", "runtime_env"}  # ours, checked below, or free by nature
-
-
-def models(annotation: Any) -> list[type[BaseModel]]:
-    """The pydantic models anywhere inside a type."""
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for part in get_args(annotation) for m in models(part)]
-
-
-def unknown_keys(value: Any, model: type[BaseModel], where: str = "") -> list[str]:
-    """The keys, with their path, that the schema would drop."""
-    bad = []
-    for key, inner in value.items():
-        path = f"{where}.{key}"
-        field = model.model_fields.get(key)
-        if field is None:
-            bad.append(path)
-        elif key not in UNCHECKED:
-            known = [AutoscalingConfig] if key == "autoscaling_config" else models(field.annotation)
-            for item in inner if isinstance(inner, list) else [inner]:
-                if isinstance(item, dict) and known:
-                    bad += unknown_keys(item, known[0], path)
-    return bad
 
 
 def test_the_config_has_no_unknown_key() -> None:
