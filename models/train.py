@@ -93,7 +93,8 @@ def train(args: argparse.Namespace) -> None:
         "ultralytics": ultralytics.__version__,
         "python": platform.python_version(),
     }
-    facts = versions | {k: str(v.name if isinstance(v, Path) else v) for k, v in vars(args).items()}
+    given = {k: [str(p.name) for p in v] if k == "unlabelled" else v for k, v in vars(args).items()}
+    facts = versions | {k: str(v.name if isinstance(v, Path) else v) for k, v in given.items()}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "facts.json").write_text(json.dumps(facts, indent=1))
     best, started = 0.0, time.time()

@@ -2,13 +2,14 @@
 
 Serve finds it by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.proxy:middlewares, set where Ray is started.
 
-Two things can be done nowhere else. Clients may steer Ray Serve by headers: `x-request-timeout-seconds: 0` lifts the
-server's timeout, and any `x-request-id` goes to the logs. And what the proxy refuses by itself (a full ingress queue)
-is plain text, unlike all our errors.
+Three things can be done nowhere else. Clients may steer Ray Serve by headers: `x-request-timeout-seconds: 0` lifts the
+server's timeout, and any `x-request-id` goes to the logs. It reads bodies ahead without a bound. And what it refuses by
+itself (a full ingress queue) is plain text, unlike all our errors.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from http import HTTPStatus
 
@@ -17,6 +18,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.schemas import Problem
+from serve_app.settings import PROXY_WINDOW_BYTES
 
 STEERING = (
     b"x-request-timeout-seconds",
@@ -25,6 +27,8 @@ STEERING = (
     b"serve_multiplexed_model_id",
 )
 REQUEST_ID = re.compile(rb"[\w.:-]{1,128}")
+FREE_BYTES = 1_000_000  # an ordinary photo is never slowed down
+PROXY_BYTES_PER_S = 200e6
 CODES = {408: "timeout", 503: "overloaded"}  # what the proxy itself answers, as we call it
 
 
@@ -43,6 +47,33 @@ class ClientsDoNotSteer:
                 if name not in STEERING and (name != b"x-request-id" or REQUEST_ID.fullmatch(value))
             ]
         await self.app(scope, receive, send)
+
+
+class BodiesAreBounded:
+    """Reads a body at no more than 200 MB/s, and no more than PROXY_WINDOW_BYTES of it, while the ingress refuses it.
+
+    Serve's proxy reads ahead of the ingress without a bound: 100 MB sent in chunks cost 161 MB before the 413.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        taken = 0
+
+        async def receive_some() -> Message:
+            nonlocal taken
+            if taken > PROXY_WINDOW_BYTES:
+                await asyncio.Event().wait()  # until the answer is out and Serve cancels its reading
+            message = await receive()
+            size = len(message.get("body", b""))
+            taken += size
+            if taken > FREE_BYTES:
+                await asyncio.sleep(size / PROXY_BYTES_PER_S)
+            return message
+
+        await self.app(scope, receive_some, send)
 
 
 class ProblemsOnly:
@@ -86,4 +117,4 @@ async def _send_problem(send: Send, status: HTTPStatus, request_id: str) -> None
 
 def middlewares() -> list[Middleware]:
     """What Serve's proxy puts around itself."""
-    return [Middleware(ClientsDoNotSteer), Middleware(ProblemsOnly)]
+    return [Middleware(ClientsDoNotSteer), Middleware(BodiesAreBounded), Middleware(ProblemsOnly)]

@@ -15,6 +15,7 @@ Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
 ClassId = Annotated[int, Field(ge=0, lt=10_000)]
 PILLOW_LIMIT = 89_478_485  # pixels; above it Pillow itself takes an image for a decompression bomb
+PROXY_WINDOW_BYTES = 32_000_000  # what Serve's proxy reads of a body at most, see proxy.py
 MAX_DETECTIONS = 300  # COCO evaluation and Ultralytics' default; bounds NMS, which costs O(max_det x candidates)
 
 
@@ -33,7 +34,9 @@ class AppSettings(BaseModel):
     cpu_threads: PositiveInt | None = Field(
         None, description="threads of one Detector replica without a GPU; all cores of its node when not set"
     )
-    max_body_bytes: PositiveInt = Field(20_000_000, description="largest request body, in bytes")
+    max_body_bytes: Annotated[int, Field(gt=0, le=PROXY_WINDOW_BYTES)] = Field(
+        20_000_000, description="largest request body, in bytes"
+    )
     max_images: PositiveInt = Field(16, description="most images in one request")
     max_image_pixels: Annotated[int, Field(gt=0, le=PILLOW_LIMIT)] = Field(
         52_000_000,
