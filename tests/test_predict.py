@@ -137,7 +137,7 @@ def test_a_rotated_photo_has_upright_boxes(client: httpx.Client, bus: bytes) -> 
 
 def test_models_and_probes(client: httpx.Client) -> None:
     model = client.get("/v1/models").json()["models"][0]
-    assert model["image_size"] == 640
+    assert model["image_size"] == weights.image_size(weights.find("auto"))
     assert model["device"] in ("cpu", "cuda")
     assert "bus" in model["classes"].values()
     assert client.get("/livez").json()["status"] == "live"
