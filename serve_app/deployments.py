@@ -151,7 +151,7 @@ class Postprocessor(Stage):
     """Candidates → final boxes in the photo's pixels."""
 
     def __init__(self, settings: AppSettings) -> None:
-        self._max_pixels = settings.max_image_pixels
+        self._settings = settings
         self._seconds = metrics.stage_seconds()
 
     def __call__(self, d: Detected) -> Finished:
@@ -169,4 +169,5 @@ class Postprocessor(Stage):
         """A JPEG of the upright photo with its boxes. Decodes again: only few requests ask for it."""
         rows = zip(found.xyxy.tolist(), found.confidence.tolist(), found.class_id.tolist(), strict=True)
         labelled = [(x1, y1, x2, y2, k, f"{names[k]} {score:.0%}") for (x1, y1, x2, y2), score, k in rows]
-        return drawing.to_jpeg(drawing.draw(Image.fromarray(image.decode(photo, self._max_pixels)), labelled))
+        rgb = image.decode(photo, self._settings.max_image_pixels, self._settings.max_image_frames)
+        return drawing.to_jpeg(drawing.draw(Image.fromarray(rgb), labelled))

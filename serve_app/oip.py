@@ -13,8 +13,8 @@ import numpy as np
 from fastapi import APIRouter, Request
 
 from serve_app import __version__, upload
-from serve_app.errors import AppError, MalformedRequest, NotFound, PayloadTooLarge
-from serve_app.predict import recognise
+from serve_app.errors import MalformedRequest, NotFound, PayloadTooLarge
+from serve_app.predict import all_of, recognise
 from serve_app.recogniser import Recogniser
 from serve_app.records import Finished
 from serve_app.schemas import rows
@@ -64,10 +64,7 @@ def router(service: Recogniser) -> APIRouter:
         given = {k: v for k, v in header.get("parameters", {}).items() if k not in PROTOCOL_PARAMETERS}
         options = upload.parse_options(given)
         done = await recognise(service, upload.Upload(images, options))
-        failed = next((one for one in done if isinstance(one, AppError)), None)
-        if failed:
-            raise failed  # the protocol has no place for the error of one image
-        return {"id": header.get("id", "")} | answer([one for one in done if isinstance(one, Finished)], options)
+        return {"id": header.get("id", "")} | answer(all_of(done), options)
 
     return routes
 

@@ -101,16 +101,21 @@ def render(request: Request, options: PredictOptions, done: list[Finished | AppE
     if options.format == "image":
         return Response(finished[0].drawn, media_type="image/jpeg")
     if options.format == "coco":
-        failed = next((one for one in done if isinstance(one, AppError)), None)
-        if failed:
-            raise failed  # COCO's list has no place for an error, and an image without boxes would be a lie
-        lines = [line for i, one in enumerate(finished) for line in CocoResult.of(i, one, options)]
+        lines = [line for i, one in enumerate(all_of(done)) for line in CocoResult.of(i, one, options)]
         return JSONResponse([line.model_dump() for line in lines])
     images = [ImageAnswer.failed(o) if isinstance(o, AppError) else ImageAnswer.of(o, options) for o in done]
     model = ModelCard.of(finished[0].weights)
     meta = Metadata(request_id=request_id(request), model=model, image_count=len(done))
     content = PredictAnswer(images=images, metadata=meta).model_dump_json(by_alias=True, exclude_none=True)
     return Response(content, media_type="application/json")
+
+
+def all_of(done: list[Finished | AppError]) -> list[Finished]:
+    """For formats with no place for one image's error, where no boxes would be a lie: raises the first error."""
+    for one in done:
+        if isinstance(one, AppError):
+            raise one
+    return [one for one in done if isinstance(one, Finished)]
 
 
 def server_timing(finished: list[Finished], total_s: float) -> str:

@@ -89,8 +89,7 @@ def rows(done: Finished, options: PredictOptions) -> list[tuple[dict[str, float]
     if options.normalize:
         height, width = done.shape
         corners = corners / (width, height, width, height)
-    decimals = options.decimals if options.decimals is not None else 5 if options.normalize else 2
-    boxes = (dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)) for box in corners.round(decimals).tolist())
+    boxes = (dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)) for box in corners.round(options.digits).tolist())
     scores = done.found.confidence.astype(float).round(5).tolist()
     return list(zip(boxes, scores, done.found.class_id.tolist(), strict=True))
 
@@ -110,7 +109,7 @@ class CocoResult(BaseModel):
             ids = [CATEGORY_IDS[name] for name in done.weights.class_names]
         except KeyError as error:
             raise InvalidParameter(f"`format`: the model's class {error} has no COCO category id") from error
-        digits = options.decimals if options.decimals is not None else 5 if options.normalize else 2
+        digits = options.digits
         return [
             cls(
                 image_id=image_id,

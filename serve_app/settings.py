@@ -88,3 +88,8 @@ class PredictOptions(BaseModel):
     decimals: Annotated[int, Field(ge=0, le=8)] | None = Field(
         None, description="decimals of corners; 2 for pixels and 5 for fractions when not set"
     )
+
+    @property
+    def digits(self) -> int:
+        """Decimals of corners, given or by the kind of corner."""
+        return self.decimals if self.decimals is not None else 5 if self.normalize else 2
