@@ -17,6 +17,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 300
+READY = "Ready:"  # how the line begins that `serve_app serve` prints once it answers
 
 
 class Service(NamedTuple):
@@ -60,12 +61,13 @@ def running(content: dict[str, Any], stop: signal.Signals = signal.SIGINT) -> It
             start_new_session=True,
         )  # fmt: skip
         lines: list[str] = []
-        ready = threading.Event()
+        told = threading.Event()
         assert process.stdout
-        reader = threading.Thread(target=_read, args=(process.stdout, lines, ready))
+        reader = threading.Thread(target=_read, args=(process.stdout, lines, told))
         reader.start()
         try:
-            if not ready.wait(START_TIMEOUT_S) or process.poll() is not None:
+            told.wait(START_TIMEOUT_S)
+            if not any(line.startswith(READY) for line in lines):
                 raise NotStarted("".join(lines))
             http = content["http_options"]
             yield Service(f"http://{http['host']}:{http['port']}", lines, process.pid)
@@ -79,9 +81,9 @@ def running(content: dict[str, Any], stop: signal.Signals = signal.SIGINT) -> It
                 process.stdout.close()
 
 
-def _read(output: IO[str], lines: list[str], ready: threading.Event) -> None:
+def _read(output: IO[str], lines: list[str], told: threading.Event) -> None:
     for line in output:
         lines.append(line)
-        if line.startswith("Ready:"):
-            ready.set()
-    ready.set()  # the end of the output: it will never be ready
+        if line.startswith(READY):
+            told.set()
+    told.set()  # the end of the output: it will never be ready

@@ -21,7 +21,11 @@ def test_a_burst_is_refused_cleanly_and_the_service_recovers(server: str, bus: b
     refused = [a for a in answers if a.status_code != 200]
     assert refused
     assert len(refused) < BURST
-    for answer in refused:
+    late = [a for a in refused if a.status_code == 504]  # a machine too slow for what it queued; never too slow to say so
+    for answer in late:
+        check(answer.status_code, answer.headers.get("content-type"), answer.json(), 504, "timeout")
+    assert len(late) < len(refused)
+    for answer in (a for a in refused if a not in late):
         check(answer.status_code, answer.headers.get("content-type"), answer.json(), 503, "overloaded")
         assert int(answer.headers["retry-after"]) >= 1
     assert after.status_code == 200
