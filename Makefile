@@ -7,10 +7,10 @@ MODEL ?= auto
 export YOLO_AUTOINSTALL := false
 
 .DEFAULT_GOAL := help
-.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz lock clean
+.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights lock clean
 
 help: ## what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 serve: .venv/serve weights ## run the service in the foreground; Ctrl-C stops it
 	@$(BIN)/python -m serve_app serve
@@ -37,6 +37,9 @@ abuse: .venv/dev ## hostile requests beside a good client: answers, seconds, mem
 
 fuzz: .venv/dev ## 10,000 mutated images and bodies against the running service
 	@$(BIN)/python -m loadtests.fuzz
+
+drill-weights: .venv/dev ## swap weights under load, half of them broken: what clients saw
+	@$(BIN)/python -m loadtests.swaps
 
 lock: ## write the newest versions that pyproject.toml allows to constraints.txt
 	@$(PYTHON) -m venv --clear .venv-lock && .venv-lock/bin/python -m pip install -q '.[cpu,load,dev]'

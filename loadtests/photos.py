@@ -7,13 +7,18 @@ from functools import cache
 from pathlib import Path
 
 
-@cache
-def asset(name: str) -> bytes:
-    """A JPEG of the package's `assets` folder."""
+def folder() -> Path:
+    """The package's `assets`."""
     found = importlib.util.find_spec("ultralytics")
     assert found
     assert found.origin
-    return (Path(found.origin).parent / "assets" / name).read_bytes()
+    return Path(found.origin).parent / "assets"
+
+
+@cache
+def asset(name: str) -> bytes:
+    """One of its JPEGs."""
+    return (folder() / name).read_bytes()
 
 
 def bus() -> bytes:
@@ -24,3 +29,8 @@ def bus() -> bytes:
 def zidane() -> bytes:
     """1280 x 720: two persons."""
     return asset("zidane.jpg")
+
+
+def files() -> list[Path]:
+    """Both as files."""
+    return [folder() / name for name in ("bus.jpg", "zidane.jpg")]

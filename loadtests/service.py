@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,6 +81,25 @@ def running(content: dict[str, Any], stop: signal.Signals = signal.SIGINT) -> It
                 process.kill()
                 reader.join()
                 process.stdout.close()
+
+
+def deploy(service: Service, content: dict[str, Any]) -> None:
+    """What an operator types to apply a changed configuration. Raises CalledProcessError."""
+    family = psutil.Process(service.pid).children(recursive=True)
+    (dashboard,) = (p for p in family if "dashboard.py" in str(p.cmdline()))
+    ports = [c.laddr.port for c in dashboard.net_connections("tcp") if c.laddr.ip == "127.0.0.1" and not c.raddr]
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(content, file)
+        file.flush()
+        command = [f"{Path(sys.executable).parent}/serve", "deploy", "-a", f"http://127.0.0.1:{ports[0]}", file.name]
+        env = os.environ | {"RAY_AUTH_MODE": "token"}
+        subprocess.run(command, capture_output=True, timeout=60, check=True, env=env)
+
+
+def detector(content: dict[str, Any]) -> dict[str, Any]:
+    """The Detector's part of a configuration, to change it."""
+    found: dict[str, Any] = next(d for d in content["applications"][0]["deployments"] if d["name"] == "Detector")
+    return found
 
 
 def _read(output: IO[str], lines: list[str], told: threading.Event) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `serve`, `predict`, `weights pull`, `key`. Each imports only what it needs."""
+"""The command line: `serve`, `predict`, `key`, and `weights …`. Each imports only what it needs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from serve_app import weights
+from serve_app import weights_cli
 from serve_app.errors import WeightsError
+from serve_app.weights import ROOT
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,12 +43,6 @@ def predict(args: argparse.Namespace) -> int:
     )
 
 
-def pull(args: argparse.Namespace) -> int:
-    """Downloads published weights into `models/`."""
-    print(weights.pull(args.name, args.sha256, args.source))
-    return 0
-
-
 def key(args: argparse.Namespace) -> int:
     """Makes an API key: the key for its owner, the line for the keys file."""
     from serve_app import auth
@@ -63,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True)
 
     command = commands.add_parser("serve", help=serve.__doc__)
-    command.add_argument("--config", type=Path, default=weights.ROOT / "serve_config.yaml")
+    command.add_argument("--config", type=Path, default=ROOT / "serve_config.yaml")
     command.set_defaults(run=serve)
 
     command = commands.add_parser("predict", help=predict.__doc__)
@@ -75,15 +70,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(option, help="as in the API")
     command.set_defaults(run=predict)
 
-    command = (
-        commands.add_parser("weights", help="manage weights")
-        .add_subparsers(required=True)
-        .add_parser("pull", help=pull.__doc__)
-    )
-    command.add_argument("name", choices=weights.PULLABLE)
-    command.add_argument("--sha256", help="for weights whose hash is not pinned here")
-    command.add_argument("--source", default=weights.SOURCE, help="a mirror")
-    command.set_defaults(run=pull)
+    weights_cli.add(commands.add_parser("weights", help=weights_cli.__doc__).add_subparsers(required=True))
+
     command = commands.add_parser("key", help=key.__doc__)
     command.add_argument("name", type=lambda text: text.replace(" ", "-"))
     command.set_defaults(run=key)

@@ -108,10 +108,7 @@ def model_routes(service: Recogniser) -> APIRouter:
     @routes.get("/v1/models")
     async def models() -> ModelsAnswer:
         """The live weights."""
-        live = await service.serving()
-        card: dict[str, Any] = ModelCard.of(live.weights).model_dump()
-        names = dict(enumerate(live.weights.class_names))
-        return ModelsAnswer(models=[ServedModel(**card, classes=names, image_size=live.image_size, device=live.device)])
+        return ModelsAnswer(models=[ServedModel.at(await service.serving())])
 
     return routes
 

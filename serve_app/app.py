@@ -6,7 +6,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from serve_app import weights
+from serve_app import loader
 from serve_app.deployments import Detector, Postprocessor, Preprocessor
 from serve_app.ingress import Ingress
 from serve_app.settings import AppSettings
@@ -17,12 +17,12 @@ deployment: Any = serve.deployment  # Ray's types say that it returns the class 
 def build(args: AppSettings) -> Application:
     """The graph ingress → Preprocessor → Detector → Postprocessor; how many of each is in `serve_config.yaml`.
 
-    Raises WeightsError before anything starts when there are no weights to serve.
+    Raises WeightsError before anything starts when there are no weights to serve; of S3 only their manifest is read.
     """
-    path = weights.find(args.weights)
-    size = args.image_size or weights.image_size(path)
+    pinned = loader.pin(args.weights, args)
+    size = args.image_size or pinned.image_size
     preprocess = deployment(Preprocessor).bind(args, size)
-    detect = deployment(Detector).bind(args, path, size)
+    detect = deployment(user_config={})(Detector).bind(args, pinned.uri, size)  # {}: Serve calls `reconfigure` at start
     postprocess = deployment(Postprocessor).bind(args)
     application: Application = deployment(serve.ingress()(Ingress)).bind(args, preprocess, detect, postprocess)
     return application

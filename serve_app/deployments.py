@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import ray
@@ -19,11 +18,9 @@ from ray import serve
 
 from serve_app import boxes, drawing, image, metrics
 from serve_app.errors import ImageTooComplex
+from serve_app.live import LiveWeights
 from serve_app.records import Detected, Finished, Prepared, Serving
-from serve_app.settings import AppSettings, BatchSettings, PredictOptions
-
-if TYPE_CHECKING:
-    from serve_app.model import Model
+from serve_app.settings import AppSettings, DetectorSettings, PredictOptions
 
 logger = logging.getLogger("ray.serve")
 
@@ -75,43 +72,38 @@ class Preprocessor(Stage):
 class Detector(Stage):
     """Squares → candidate boxes, in dynamic batches."""
 
-    def __init__(self, settings: AppSettings, weights: Path, size: int) -> None:
-        from serve_app.model import TorchModel  # torch and Ultralytics load in this process only
-
-        self._size = size
+    def __init__(self, settings: AppSettings, weights: str, size: int) -> None:
         # Asked of Ray, as with `num_gpus: 0` a process still sees the GPUs of its node.
         booked = ray.get_runtime_context().get_accelerator_ids().get("GPU")
-        self._model: Model = TorchModel(weights, "cuda" if booked else "cpu", settings.cpu_threads)
+        self._live = LiveWeights(settings, weights, size, "cuda" if booked else "cpu")
         self._seconds, self._queue = metrics.stage_seconds(), metrics.queue_seconds()
         self._refused = metrics.settings_refused_total()
-        self._warmed: set[int] = set()
-        self._adopt(BatchSettings())
-
-    def _adopt(self, batch: BatchSettings) -> None:
-        """Runs the smallest and the largest batch before it takes the settings; a network that fails here raises."""
-        started = time.perf_counter()
-        for n in {1, batch.max_batch_size} - self._warmed:
-            head = self._model(np.zeros((n, self._size, self._size, 3), np.uint8))
-            if not np.isfinite(head).all():
-                raise RuntimeError(f"the weights {self._model.weights.name} answer with numbers that are not finite")
-            self._warmed.add(n)
-        self._detect.set_max_batch_size(batch.max_batch_size)
-        self._detect.set_batch_wait_timeout_s(batch.batch_wait_timeout_s)
-        kind = "bundled model" if self._model.weights.bundled else "weights"
-        took = time.perf_counter() - started
-        logger.info("%s %s warm on %s in %.1f s: %s", kind, self._model.weights.name, self._model.device, took, batch)
+        self._changes = asyncio.Lock()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Takes new batch settings live. Never raises, as that would kill the replica: bad ones are refused."""
-        try:
-            await asyncio.to_thread(self._adopt, BatchSettings.model_validate(user_config))
-        except (ValidationError, RuntimeError) as error:  # RuntimeError: out of memory, say
-            self._refused.inc()
-            logger.error("user_config refused, the old one stays in force: %s", error)
+        """Loads the weights at start; later, takes new settings and weights while batches go on.
+
+        Raises only at start, when there is nothing to serve: later that would kill the replica. What is bad is refused.
+        """
+        async with self._changes:
+            try:
+                await asyncio.to_thread(self._adopt, DetectorSettings.model_validate(user_config))
+            except (ValidationError, RuntimeError) as error:  # RuntimeError: out of memory, say
+                self._refused.inc()
+                logger.error("user_config refused, the old one stays in force: %s", error)
+                if not self._live.started:
+                    await asyncio.to_thread(self._adopt, DetectorSettings())
+
+    def _adopt(self, wanted: DetectorSettings) -> None:
+        """The smallest and the largest batch run before they are used."""
+        self._live.turn_to(wanted.weights, {1, wanted.max_batch_size})
+        self._detect.set_max_batch_size(wanted.max_batch_size)
+        self._detect.set_batch_wait_timeout_s(wanted.batch_wait_timeout_s)
+        logger.info("user_config in force: %s", wanted)
 
     def serving(self) -> Serving:
         """What is live in this replica."""
-        return Serving(self._model.weights, self._model.device, self._size)
+        return self._live.report()
 
     async def __call__(self, prepared: Prepared) -> Detected:
         """Waits for its batch. Never raises for what is in the image: that was checked before."""
@@ -124,8 +116,8 @@ class Detector(Stage):
         return await asyncio.to_thread(self._forward, batch, arrived)
 
     def _forward(self, batch: list[Prepared], arrived: list[float]) -> list[Detected]:
-        started = time.perf_counter()
-        heads = self._model(np.stack([p.square_hwc for p in batch]))
+        started, live = time.perf_counter(), self._live.now  # the same to the end, whatever is swapped meanwhile
+        heads = live.model(np.stack([p.square_hwc for p in batch]))
         found = [boxes.candidates(h, p.options.conf, p.options.classes) for h, p in zip(heads, batch, strict=True)]
         elapsed = time.perf_counter() - started
         self._seconds.observe(elapsed, {"stage": "detect"})
@@ -137,7 +129,7 @@ class Detector(Stage):
                 p.letterbox,
                 p.options,
                 p.photo,
-                self._model.weights,
+                live.weights,
                 p.preprocess_s,
                 started - a,
                 elapsed,

@@ -103,4 +103,57 @@ class Timeout(AppError):
 
 
 class WeightsError(Exception):
-    """Weights are missing, damaged or not what they should be: an operator's error, raised at start."""
+    """Weights cannot be served: an operator's error, raised at start, shown by `/v1/models` when a swap is refused.
+
+    `reason` is for programs, the message for people.
+    """
+
+    reason = "invalid"
+
+
+class MissingWeights(WeightsError):
+    """There is no such file, bucket, object or version, or it was never published."""
+
+    reason = "missing"
+
+
+class DeniedWeights(WeightsError):
+    """The store refuses us."""
+
+    reason = "denied"
+
+
+class UnreachableStore(WeightsError):
+    """The store does not answer."""
+
+    reason = "unreachable"
+
+
+class DamagedWeights(WeightsError):
+    """The bytes are not those that were pinned."""
+
+    reason = "damaged"
+
+
+class UnsafeWeights(WeightsError):
+    """Not a checkpoint that can be loaded without running its code."""
+
+    reason = "unsafe"
+
+
+class WrongWeights(WeightsError):
+    """They load, but are not what their manifest says, or do not fit this service: classes, image size."""
+
+    reason = "wrong"
+
+
+class NotFinite(WeightsError):
+    """The network answers with numbers that are not finite."""
+
+    reason = "not_finite"
+
+
+class GoldenFailed(WeightsError):
+    """The network does not find what the golden set says, or takes too long for it."""
+
+    reason = "golden"

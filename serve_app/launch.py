@@ -25,10 +25,10 @@ import yaml
 from ray import serve
 from ray.serve.scripts import cli as serve_cli
 
-from serve_app import auth, configuration
+from serve_app import auth, configuration, loader
 from serve_app.errors import WeightsError
 from serve_app.settings import AppSettings
-from serve_app.weights import BUNDLED, ROOT, find
+from serve_app.weights import BUNDLED, ROOT
 
 START_TIMEOUT_S = 300.0  # measured 15-40 s on two busy cores
 
@@ -44,7 +44,7 @@ def run(config_path: Path) -> None:
     check_port(host, port, config_path)
     stop_on_signals()
     temp = tempfile.mkdtemp(prefix="ray-")  # short: Ray's socket paths may have 107 characters
-    kind = "the bundled model" if weights == BUNDLED else "the weights"
+    kind = "the bundled model" if weights == str(BUNDLED) else "the weights"
     print(f"Starting with {kind} {weights}; Ray's files are in {temp}", flush=True)
     try:
         os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve_app.proxy:middlewares")
@@ -75,14 +75,14 @@ def run(config_path: Path) -> None:
             shutil.rmtree(temp, ignore_errors=True)
 
 
-def check(path: Path) -> tuple[dict[str, Any], Path]:
+def check(path: Path) -> tuple[dict[str, Any], str]:
     """The configuration and the weights it names. Raises StartFailed for what would fail later, less clearly."""
     try:
         config = configuration.load(path)
         settings = AppSettings.model_validate(config["applications"][0]["args"])
         if settings.api_keys_file:
             auth.read(ROOT / settings.api_keys_file)
-        return config, find(settings.weights)
+        return config, loader.pin(settings.weights, settings).uri
     except OSError as error:
         raise StartFailed(f"cannot read {error.filename}: {error.strerror}") from error
     except (KeyError, IndexError, TypeError) as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ray.serve.metrics import Counter, Histogram
+from typing import Any
+
+from ray.serve.metrics import Counter, Gauge, Histogram
 
 STAGE_BUCKETS_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
 
@@ -25,3 +27,20 @@ def images_total() -> Counter:
 def settings_refused_total() -> Counter:
     """Changes of `user_config` that were refused; the old values stay in force."""
     return Counter("recognition_settings_refused_total", "Refused changes of user_config")
+
+
+def swaps_total() -> Counter:
+    """Changes of weights by outcome: `live`, or the reason of the refusal (`errors.WeightsError`)."""
+    return Counter("recognition_weights_swaps_total", "Changes of weights by outcome", ("outcome",))
+
+
+def weights_live() -> Gauge:
+    """1 for the weights that a replica serves, 0 for those it served before."""
+    tags: Any = ("name", "version", "sha256")  # Ray's type says one
+    return Gauge("recognition_weights_live", "1 for the weights that are served", tags)
+
+
+def load_seconds() -> Histogram:
+    """Time of each step from an address to weights that serve: a cold start, or a swap."""
+    buckets = [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0]
+    return Histogram("recognition_weights_load_seconds", "Time of each step until weights serve", buckets, ("step",))

@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.errors import WeightsError
-from serve_app.weights import BUNDLED, Weights, sha256_of
+from serve_app.errors import MissingWeights, UnsafeWeights
 
 os.environ["YOLO_AUTOINSTALL"] = "false"  # read by Ultralytics at import; else it runs pip inside a request
 
@@ -47,9 +46,9 @@ STAND_INS: dict[type, Any] = {type(kind.__name__, (kind,), {"__init__": _refuse}
 
 
 class Model(Protocol):
-    """A network with its identity; called with uint8 RGB (N, S, S, 3), answers float32 heads (N, 4 + C, A)."""
+    """A network: called with uint8 RGB (N, S, S, 3), answers float32 heads (N, 4 + C, A)."""
 
-    weights: Weights
+    class_names: tuple[str, ...]
     device: str
 
     def __call__(self, squares_nhwc: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -57,42 +56,41 @@ class Model(Protocol):
         ...
 
 
-def read_checkpoint(path: Path) -> DetectionModel:
-    """The network of a YOLOv8 `.pt` in float32, not fused.
+def read_checkpoint(checkpoint: Path | IO[bytes], name: str = "the file") -> DetectionModel:
+    """The network of a YOLOv8 `.pt` in float32, not fused; `name` is for messages about an open file.
 
-    Raises WeightsError when the file is missing, damaged, of another kind, or holds anything that could run code.
+    Raises MissingWeights, or UnsafeWeights when it is damaged, of another kind, or holds anything that could run code.
     """
+    name = str(checkpoint) if isinstance(checkpoint, Path) else name
     try:
         names: list[Any] = [
             (stand_in, f"{kind.__module__}.{kind.__qualname__}") for stand_in, kind in STAND_INS.items()
         ]
         with torch.serialization.safe_globals(names):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise WeightsError(f"cannot read the weights {path}: {error.strerror}") from error
+        raise MissingWeights(f"cannot read the weights {name}: {error.strerror}") from error
     except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         # Of torch's long text only the cause: its advice is to load the file unsafely.
         lines = str(error).splitlines() or [type(error).__name__]
         reason = next((line.strip() for line in lines if "WeightsUnpickler" in line), lines[0])
-        raise WeightsError(f"{path} is not a YOLOv8 detection checkpoint that is safe to load: {reason}") from error
-    network: Any = (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
+        raise UnsafeWeights(f"{name} is not a YOLOv8 detection checkpoint that is safe to load: {reason}") from error
+    network: Any = (content.get("ema") or content.get("model")) if isinstance(content, dict) else None
     if STAND_INS.get(type(network)) is not DetectionModel:
-        raise WeightsError(f"{path} holds no YOLOv8 detection network")
+        raise UnsafeWeights(f"{name} holds no YOLOv8 detection network")
     try:
         for module in network.modules():
             module.__class__ = STAND_INS[type(module)]
         return network.float().eval()
     except (AttributeError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path} holds no complete network: {error}") from error
+        raise UnsafeWeights(f"{name} holds no complete network: {error}") from error
 
 
 class TorchModel:
     """YOLOv8 in PyTorch: float32 on the `cpu`, float16 on `cuda`."""
 
-    def __init__(self, path: Path, device: str = "cpu", cpu_threads: int | None = None) -> None:
-        network = read_checkpoint(path)
-        names = tuple(network.names[i] for i in range(len(network.names)))
-        self.weights = Weights(path.stem, sha256_of(path), names, bundled=path == BUNDLED)
+    def __init__(self, network: DetectionModel, device: str = "cpu", cpu_threads: int | None = None) -> None:
+        self.class_names = tuple(network.names[i] for i in range(len(network.names)))
         self.device = device
         self._dtype = torch.float16 if self.device == "cuda" else torch.float32
         if self.device == "cpu":

@@ -42,12 +42,26 @@ class Detected:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Weights that were not taken into service: their address, why (`reason` is for programs), and when (ISO, UTC)."""
+
+    uri: str
+    reason: str
+    detail: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
 class Serving:
-    """What a Detector has loaded: the weights, `cpu` or `cuda`, and the side of the square in pixels."""
+    """What a Detector has loaded, on `cpu` or `cuda`, for squares of `image_size` pixels; and what it refused."""
 
     weights: Weights
     device: str
     image_size: int
+    uri: str
+    previous: Weights | None
+    loading: str | None
+    refused: tuple[Refusal, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from serve_app.errors import AppError, InvalidParameter
 from serve_app.settings import PredictOptions
 
 if TYPE_CHECKING:
-    from serve_app.records import Finished
+    from serve_app.records import Finished, Serving
     from serve_app.weights import Weights
 
 
@@ -127,11 +127,12 @@ class ModelCard(BaseModel):
     name: str = Field(examples=["yolov8n"])
     sha256: str
     bundled: bool = Field(description="true for the project's own default model")
+    version: str | None = Field(None, description="S3 VersionId")
 
     @classmethod
     def of(cls, weights: Weights) -> ModelCard:
         """The public part of the identity."""
-        return cls(name=weights.name, sha256=weights.sha256, bundled=weights.bundled)
+        return cls(name=weights.name, sha256=weights.sha256, bundled=weights.bundled, version=weights.version)
 
 
 class Metadata(BaseModel):
@@ -150,11 +151,40 @@ class PredictAnswer(BaseModel):
 
 
 class ServedModel(ModelCard):
-    """A model of `GET /v1/models`."""
+    """The live weights, with what a Detector replica knows of those before and those to come."""
 
+    uri: str = Field(description="where they come from, pinned")
     classes: dict[int, str]
     image_size: int
     device: str
+    previous: ModelCard | None = Field(None, description="still loaded: to go back to them takes no time")
+    loading: str | None = Field(None, description="address of the weights that are being loaded and tested")
+    refused: list[RefusedWeights] = Field([], description="the last ones that were not taken into service, newest last")
+
+    @classmethod
+    def at(cls, live: Serving) -> ServedModel:
+        """All that a Detector tells."""
+        card = ModelCard.of(live.weights).model_dump()
+        previous = ModelCard.of(live.previous) if live.previous else None
+        return cls(
+            **card,
+            uri=live.uri,
+            classes=dict(enumerate(live.weights.class_names)),
+            image_size=live.image_size,
+            device=live.device,
+            previous=previous,
+            loading=live.loading,
+            refused=[RefusedWeights.model_validate(r, from_attributes=True) for r in live.refused],
+        )
+
+
+class RefusedWeights(BaseModel):
+    """Weights that were not taken into service."""
+
+    uri: str
+    reason: str = Field(description="stable, for programs", examples=["golden"])
+    detail: str
+    at: str = Field(description="UTC")
 
 
 class ModelsAnswer(BaseModel):

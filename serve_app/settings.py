@@ -1,6 +1,6 @@
 """What can be set, and within which bounds.
 
-`AppSettings` is `args:` of the application in `serve_config.yaml` (a change redeploys); `BatchSettings` is the
+`AppSettings` is `args:` of the application in `serve_config.yaml` (a change redeploys); `DetectorSettings` is the
 Detector's `user_config:` (a change is live); how many replicas run where is Serve's own `deployments:`.
 Nothing here reads a file or the environment.
 """
@@ -25,8 +25,12 @@ class AppSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     weights: str = Field(
-        "auto", description="a `.pt` file, or `auto`: `models/yolov8n.pt`, else the bundled `models/default.pt`"
+        "auto",
+        description="a `.pt` file, `s3://bucket/key.pt?versionId=…`, or `auto`: `models/yolov8n.pt`, else the bundled "
+        "`models/default.pt`",
     )
+    s3_endpoint_url: str | None = Field(None, description="an S3-compatible store; AWS when not set")
+    weights_cache: str = Field("models/cache", description="folder for weights from S3, below this one if relative")
     image_size: Annotated[int, Field(ge=32, le=1280, multiple_of=32)] | None = Field(
         None,
         description="side of the square the network sees, in pixels, a multiple of 32; the weights' own when not set",
@@ -56,8 +60,8 @@ class AppSettings(BaseModel):
     )
 
 
-class BatchSettings(BaseModel):
-    """How the Detector forms batches."""
+class DetectorSettings(BaseModel):
+    """How the Detector forms batches, and which weights it serves."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,6 +69,7 @@ class BatchSettings(BaseModel):
     batch_wait_timeout_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
         0.01, description="longest wait for a batch to fill, in seconds"
     )
+    weights: str | None = Field(None, description="weights to swap to while serving; those of `args` when not set")
 
 
 class PredictOptions(BaseModel):

@@ -7,8 +7,8 @@ import re
 import pytest
 from pydantic import BaseModel
 
-from serve_app.errors import AppError
-from serve_app.settings import AppSettings, BatchSettings, PredictOptions
+from serve_app.errors import AppError, WeightsError
+from serve_app.settings import AppSettings, DetectorSettings, PredictOptions
 from tests.conftest import ROOT
 from tests.test_errors import leaves
 
@@ -16,15 +16,19 @@ README = (ROOT / "README.md").read_text()
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines() if line.startswith("| `")]
 
 
-@pytest.mark.parametrize("model", [AppSettings, BatchSettings, PredictOptions])
+@pytest.mark.parametrize("model", [AppSettings, DetectorSettings, PredictOptions])
 def test_every_setting_is_documented_with_its_default(model: type[BaseModel]) -> None:
-    rows = {row[0].strip("`"): row[1:] for row in ROWS}
     for name, field in model.model_fields.items():
-        assert name in rows, f"{name} is not in the README"
-        default, meaning = rows[name]
-        if field.default is not None:
-            assert default.strip("`") == str(field.default)
-        assert (field.description or "?").split(",")[0].split(";")[0] in meaning
+        rows = [row[1:] for row in ROWS if row[0] == f"`{name}`"]
+        assert rows, f"{name} is not in the README"
+        meaning = (field.description or "?").split(",")[0].split(";")[0]
+        default = "" if field.default is None else str(field.default)
+        assert any(meaning in row[1] and default in row[0] for row in rows), name
+
+
+def test_every_reason_of_a_refused_swap_is_documented() -> None:
+    for kind in WeightsError.__subclasses__():
+        assert f"`{kind.reason}`" in README
 
 
 def test_the_tree_names_every_module() -> None:

@@ -21,7 +21,9 @@ def test_a_burst_is_refused_cleanly_and_the_service_recovers(server: str, bus: b
     refused = [a for a in answers if a.status_code != 200]
     assert refused
     assert len(refused) < BURST
-    late = [a for a in refused if a.status_code == 504]  # a machine too slow for what it queued; never too slow to say so
+    late = [
+        a for a in refused if a.status_code == 504
+    ]  # a machine too slow for what it queued; never too slow to say so
     for answer in late:
         check(answer.status_code, answer.headers.get("content-type"), answer.json(), 504, "timeout")
     assert len(late) < len(refused)

@@ -43,11 +43,11 @@ def test_the_bus_and_its_people(client: httpx.Client, bus: bytes) -> None:
 def test_the_answer_names_its_weights_and_its_request(client: httpx.Client, bus: bytes) -> None:
     answer = client.post("/v1/predict", files={"file": bus}, headers={"X-Request-ID": "my-id-1"})
     metadata = answer.json()["metadata"]
-    live = weights.find("auto")
+    live = weights.local("auto")
     assert metadata["model"] == {
         "name": live.stem,
-        "sha256": weights.sha256_of(live),
-        "bundled": live == weights.BUNDLED,
+        "sha256": live.sha256,
+        "bundled": live.uri == str(weights.BUNDLED),
     }
     assert metadata["request_id"] == answer.headers["x-request-id"] == "my-id-1"
     assert metadata["image_count"] == 1
@@ -137,7 +137,7 @@ def test_a_rotated_photo_has_upright_boxes(client: httpx.Client, bus: bytes) -> 
 
 def test_models_and_probes(client: httpx.Client) -> None:
     model = client.get("/v1/models").json()["models"][0]
-    assert model["image_size"] == weights.image_size(weights.find("auto"))
+    assert model["image_size"] == weights.local("auto").image_size
     assert model["device"] in ("cpu", "cuda")
     assert "bus" in model["classes"].values()
     assert client.get("/livez").json()["status"] == "live"
@@ -187,7 +187,7 @@ def test_hard_to_decode_files(client: httpx.Client, path: Path) -> None:
 
 def test_coco_accuracy_over_http(server: str) -> None:
     """The reference (640 letterbox, float32, Ultralytics' NMS, bilinear) scores 0.4263 and 0.5850 on these photos."""
-    if weights.find("auto") != weights.PREFERRED:
+    if weights.local("auto").uri != str(weights.PREFERRED):
         pytest.skip("needs models/yolov8n.pt")
     photos = sorted(shared("images", "coco128-val").glob("*.jpg"))
     strict, loose = accuracy.score(photos, shared("images", "coco128-val-labels"), accuracy.detect(server, photos))

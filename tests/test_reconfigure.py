@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
-import yaml
 
-from loadtests.service import Service, config, free_port, running
+from loadtests.service import Service, config, deploy, detector, free_port, running
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +25,9 @@ def live(content: dict[str, Any]) -> Iterator[Service]:
         yield service
 
 
-def deploy(service: Service, content: dict[str, Any], user_config: dict[str, Any], folder: Path) -> None:
-    """What an operator types, with another `user_config` for the Detector."""
-    detector = next(d for d in content["applications"][0]["deployments"] if d["name"] == "Detector")
-    detector["user_config"] = user_config
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(content))
-    (dashboard,) = (
-        p for p in psutil.Process(service.pid).children(recursive=True) if "dashboard.py" in str(p.cmdline())
-    )
-    ports = [c.laddr.port for c in dashboard.net_connections("tcp") if c.laddr.ip == "127.0.0.1" and not c.raddr]
-    command = [str(Path(sys.executable).parent / "serve"), "deploy", "-a", f"http://127.0.0.1:{ports[0]}", str(path)]
-    env = os.environ | {"RAY_AUTH_MODE": "token"}
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
-    assert ended.returncode == 0, ended.stderr
+def change(service: Service, content: dict[str, Any], user_config: dict[str, Any]) -> None:
+    detector(content)["user_config"] = user_config
+    deploy(service, content)
 
 
 def detectors(service: Service) -> set[int]:
@@ -66,19 +50,19 @@ def eventually(holds: Callable[[], bool], timeout_s: float = 60) -> bool:
 
 
 def test_batch_settings_change_live_and_bad_ones_are_refused(
-    live: Service, content: dict[str, Any], bus: bytes, tmp_path: Path
+    live: Service, content: dict[str, Any], bus: bytes
 ) -> None:
     before = detectors(live)
     assert len(before) == 1
     assert eventually(lambda: largest_batch(live, bus) > 1)
 
-    deploy(live, content, {"max_batch_size": 1, "batch_wait_timeout_s": 0.0}, tmp_path)
+    change(live, content, {"max_batch_size": 1, "batch_wait_timeout_s": 0.0})
     assert eventually(lambda: any("max_batch_size=1 " in line for line in live.lines))
     assert largest_batch(live, bus) == 1
 
     for bad in ({"max_batch_size": -1}, {"batch_wait_timeout_s": 5}, {"max_batch": 4}):
         seen = len(live.lines)
-        deploy(live, content, bad, tmp_path)
+        change(live, content, bad)
         assert eventually(lambda seen=seen: any("user_config refused" in line for line in live.lines[seen:]))
         assert largest_batch(live, bus) == 1, "the old settings stay in force"
     assert detectors(live) == before, "no replica was restarted"

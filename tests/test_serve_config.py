@@ -13,7 +13,7 @@ from loadtests.service import ROOT
 from serve_app.configuration import unknown_keys
 from serve_app.deployments import Detector, Postprocessor, Preprocessor
 from serve_app.ingress import Ingress
-from serve_app.settings import AppSettings, BatchSettings
+from serve_app.settings import AppSettings, DetectorSettings
 
 CONTENT: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
 APP = CONTENT["applications"][0]
@@ -47,7 +47,7 @@ def test_unknown_keys_are_found(wrong: dict[str, Any], expected: str) -> None:
 
 def test_the_arguments_and_the_user_config_are_ours() -> None:
     AppSettings.model_validate(APP["args"])
-    BatchSettings.model_validate(DEPLOYMENTS["Detector"]["user_config"])
+    DetectorSettings.model_validate(DEPLOYMENTS["Detector"]["user_config"])
 
 
 def test_the_config_names_the_deployments_of_the_graph() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app import weights
+from serve_app import hub, weights
 from serve_app.__main__ import main
 from serve_app.errors import WeightsError
 
@@ -53,7 +53,7 @@ def mirror() -> Iterator[str]:
 
 
 def test_pull_verifies_and_names_the_file_last(mirror: str, tmp_path: Path) -> None:
-    path = weights.pull("yolov8s", SHA256, mirror, tmp_path)
+    path = hub.pull("yolov8s", SHA256, mirror, tmp_path)
     assert path.read_bytes() == CONTENT
     assert [p.name for p in tmp_path.iterdir()] == ["yolov8s.pt"]
 
@@ -61,26 +61,26 @@ def test_pull_verifies_and_names_the_file_last(mirror: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("have", [1, 500_000, len(CONTENT)], ids=["one byte", "half", "all of it"])
 def test_pull_goes_on_where_it_stopped(mirror: str, tmp_path: Path, have: int) -> None:
     (tmp_path / "yolov8s.pt.part").write_bytes(CONTENT[:have])
-    assert weights.pull("yolov8s", SHA256, mirror, tmp_path).read_bytes() == CONTENT
+    assert hub.pull("yolov8s", SHA256, mirror, tmp_path).read_bytes() == CONTENT
     assert Mirror.ranges == [f"bytes={have}-"]
 
 
 def test_pull_twice_asks_once(mirror: str, tmp_path: Path) -> None:
     for _ in range(2):
-        weights.pull("yolov8s", SHA256, mirror, tmp_path)
+        hub.pull("yolov8s", SHA256, mirror, tmp_path)
     assert Mirror.ranges == [None]
 
 
 def test_a_wrong_hash_leaves_nothing(mirror: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="thrown away"):
-        weights.pull("yolov8s", "0" * 64, mirror, tmp_path)
+        hub.pull("yolov8s", "0" * 64, mirror, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_of_another_hash_is_not_overwritten(mirror: str, tmp_path: Path) -> None:
     (tmp_path / "yolov8s.pt").write_bytes(b"mine")
     with pytest.raises(WeightsError, match="another sha256"):
-        weights.pull("yolov8s", SHA256, mirror, tmp_path)
+        hub.pull("yolov8s", SHA256, mirror, tmp_path)
     assert (tmp_path / "yolov8s.pt").read_bytes() == b"mine"
 
 
@@ -96,7 +96,7 @@ def test_what_cannot_be_pulled_says_why(
     mirror: str, tmp_path: Path, name: str, sha256: str | None, source: str | None, message: str
 ) -> None:
     with pytest.raises(WeightsError, match=message):
-        weights.pull(name, sha256, source or mirror, tmp_path)
+        hub.pull(name, sha256, source or mirror, tmp_path)
 
 
 def test_the_command_reports_an_error_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,15 +109,15 @@ def test_auto_prefers_coco_then_the_bundled_model(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(weights, "PREFERRED", preferred)
     monkeypatch.setattr(weights, "BUNDLED", bundled)
     with pytest.raises(WeightsError, match="weights pull yolov8n"):
-        weights.find("auto")
+        weights.local("auto")
     bundled.touch()
-    assert weights.find("auto") == bundled
+    assert weights.local("auto").uri == str(bundled)
     preferred.touch()
-    assert weights.find("auto") == preferred
+    assert weights.local("auto").uri == str(preferred)
 
 
 def test_a_relative_file_lies_below_the_project(tmp_path: Path) -> None:
     (tmp_path / "mine.pt").touch()
-    assert weights.find(str(tmp_path / "mine.pt")) == tmp_path / "mine.pt"
+    assert weights.local(str(tmp_path / "mine.pt")).uri == str(tmp_path / "mine.pt")
     with pytest.raises(WeightsError, match=r"models/none\.pt"):
-        weights.find("models/none.pt")
+        weights.local("models/none.pt")

@@ -1,0 +1,239 @@
+"""`make drill-weights`: swaps weights under constant load, half of them broken, and counts what clients saw of it.
+
+Every answer must be 200 and carry the sha256 of weights that were live while it was made; every broken version must be
+refused for the right reason. Exit code 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import itertools
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from loadtests import photos, s3
+from loadtests.service import Service, config, deploy, detector, free_port, running
+from serve_app import golden
+from serve_app.model import TorchModel, read_checkpoint
+from serve_app.store import Address, Store
+from serve_app.weights import BUNDLED, Manifest, Pinned, local, sha256_of
+
+CLIENTS = 3
+TIMEOUT_S = 120
+KEY = f"s3://{s3.BUCKET}/road5.pt"
+
+
+@dataclass
+class Answers:
+    """What the clients saw: (sent, answered, status, sha256) of each request."""
+
+    rows: list[tuple[float, float, int, str]] = field(default_factory=list)
+
+    def ask_on(self, url: str, photo: bytes, stop: threading.Event) -> None:
+        """One client, one request after the other."""
+        with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
+            while not stop.is_set():
+                sent = time.monotonic()
+                try:
+                    answer = http.post("/v1/predict", files={"file": photo})
+                    row = (answer.status_code, answer.headers.get("X-Model-Sha256", ""))
+                except httpx.TransportError:
+                    row = (0, "")
+                self.rows.append((sent, time.monotonic(), *row))
+
+
+@contextmanager
+def asking(url: str) -> Iterator[Answers]:
+    """Constant load while the block runs."""
+    answers, stop = Answers(), threading.Event()
+    clients = [threading.Thread(target=answers.ask_on, args=(url, photos.bus(), stop)) for _ in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        for client in clients:
+            client.join()
+
+
+class Versions:
+    """Publishes good and broken versions of the bundled weights."""
+
+    def __init__(self, bucket: s3.Bucket, folder: Path) -> None:
+        self._bucket, self._folder, self._store = bucket, folder, Store(bucket.endpoint)
+        self._count = itertools.count()
+        found = local(str(BUNDLED))
+        assert found.manifest
+        model = TorchModel(read_checkpoint(BUNDLED))
+        paths = photos.files()
+        made = golden.make(model, model.class_names, paths, found.image_size)
+        self._manifest = found.manifest.model_copy(update={"golden": made})
+
+    def good(self) -> Pinned:
+        """The bundled weights, each number changed by at most 0.1 %: other bytes, the same objects."""
+        return self._publish(self._changed(lambda p: p.mul_(1 + 0.001 * (2 * torch.rand_like(p) - 1))))
+
+    def broken(self, how: str) -> str:
+        """The address of a version that must be refused."""
+        if how == "wrong hash":
+            at = Address.parse(self.good().uri)
+            return at.pinned(at.version or "", "0" * 64)
+        if how == "vanished":
+            at = Address.parse(self.good().uri)
+            self._bucket.client.delete_object(Bucket=at.bucket, Key=at.key, VersionId=at.version)
+            return at.pinned(at.version or "", at.sha256 or "")
+        if how == "truncated":
+            return self._truncated()
+        if how == "wrong classes":
+            return self._publish(self._changed(lambda _: None), class_names=("cat", "dog", "cow", "hen", "pig")).uri
+        if how == "NaN":
+            return self._publish(self._changed(lambda p: p.fill_(float("nan")))).uri
+        assert how == "golden"
+        return self._publish(self._changed(lambda p: p.mul_(1 + 0.5 * torch.randn_like(p)))).uri
+
+    def _truncated(self) -> str:
+        """What a broken copy job leaves: the metadata of the whole, and the beginning of the bytes."""
+        at = Address.parse(self.good().uri)
+        whole = self._bucket.client.get_object(Bucket=at.bucket, Key=at.key)
+        cut = whole["Body"].read()[:-1000]
+        put = self._bucket.client.put_object(Bucket=at.bucket, Key=at.key, Body=cut, Metadata=whole["Metadata"])
+        return at.pinned(put["VersionId"], at.sha256 or "")
+
+    def _changed(self, change: Callable[[torch.Tensor], object]) -> Path:
+        path = self._folder / f"{next(self._count)}.pt"
+        network = copy.deepcopy(read_checkpoint(BUNDLED))
+        with torch.no_grad():
+            for parameter in network.parameters():
+                change(parameter)
+        content = io.BytesIO()
+        torch.save({"model": network.half()}, content)
+        path.write_bytes(content.getvalue())
+        return path
+
+    def _publish(self, path: Path, **stated: object) -> Pinned:
+        update = {"sha256": sha256_of(path), "bytes": path.stat().st_size} | stated
+        manifest = Manifest.model_validate(self._manifest.model_copy(update=update))
+        return self._store.publish(path, manifest, KEY)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One swap: what was tried, what came of it, and how long that took."""
+
+    kind: str
+    wanted: str
+    seen: str
+    seconds: float
+    began: float
+    ended: float
+    live: str
+
+
+REASONS = {
+    "truncated": "damaged", "wrong hash": "damaged", "wrong classes": "wrong",
+    "NaN": "not_finite", "golden": "golden", "vanished": "missing",
+}  # fmt: skip
+
+
+class Operator:
+    """Changes `user_config` and waits until the service says what came of it."""
+
+    def __init__(self, service: Service, content: dict[str, Any], live: str) -> None:
+        self._service, self._content, self._live = service, content, live
+
+    def swap(self, kind: str, uri: str) -> Outcome:
+        """Returns once `uri` is live or among the refused."""
+        wanted = REASONS.get(kind, "live")
+        refused_before = self._model()["refused"]  # of the one replica that there is
+        detector(self._content)["user_config"]["weights"] = uri
+        began = time.monotonic()
+        deploy(self._service, self._content)
+        applied = time.monotonic()
+        while time.monotonic() < applied + TIMEOUT_S:
+            model = self._model()
+            if model["uri"] == uri:
+                self._live = model["sha256"]
+                return self._outcome(kind, wanted, "live", began, applied)
+            if model["refused"] != refused_before:
+                return self._outcome(kind, wanted, model["refused"][-1]["reason"], began, applied)
+            time.sleep(0.02)
+        return self._outcome(kind, wanted, "nothing", began, applied)
+
+    def _outcome(self, kind: str, wanted: str, seen: str, began: float, applied: float) -> Outcome:
+        now = time.monotonic()
+        return Outcome(kind, wanted, seen, now - applied, began, now, self._live)
+
+    def _model(self) -> dict[str, Any]:
+        found: dict[str, Any] = (
+            httpx.get(f"{self._service.url}/v1/models", timeout=60, trust_env=False)
+            .raise_for_status()
+            .json()["models"][0]
+        )
+        return found
+
+
+def judge(answers: Answers, outcomes: list[Outcome], first: str) -> tuple[int, int]:
+    """(failed, wrongly labelled): an answer may name what was live at any time between its sending and its arrival.
+
+    New weights may be live from when the operator began, the old ones until they were seen to be replaced.
+    """
+    spans = []
+    begins, live = 0.0, first
+    for outcome in outcomes:
+        if outcome.live != live:
+            spans.append((begins, outcome.ended, live))
+            begins, live = outcome.began, outcome.live
+    spans.append((begins, float("inf"), live))
+    failed = sum(status != httpx.codes.OK for _, _, status, _ in answers.rows)
+    wrong = sum(
+        not any(sha == known and sent <= until and since <= done for since, until, known in spans)
+        for sent, done, status, sha in answers.rows
+        if status == httpx.codes.OK
+    )
+    return failed, wrong
+
+
+def drill(swaps: int) -> bool:
+    """Prints the table; true when nothing was lost, mislabelled or wrongly taken."""
+    with tempfile.TemporaryDirectory() as name, s3.bucket() as bucket:
+        folder = Path(name)
+        versions = Versions(bucket, folder)
+        first = versions.good()
+        args = {"weights": first.uri, "s3_endpoint_url": bucket.endpoint, "weights_cache": str(folder / "cache")}
+        content = config(free_port(), **args)
+        with running(content) as service:
+            operator, outcomes, broken = Operator(service, content, first.sha256), [], itertools.cycle(REASONS)
+            before = previous = first.uri
+            with asking(service.url) as answers:
+                for n in range(swaps):
+                    kind = next(broken) if n % 2 else ("back" if n % 8 == 6 else "new")
+                    if kind == "new":
+                        previous, before = before, versions.good().uri
+                    elif kind == "back":
+                        previous, before = before, previous
+                    uri = versions.broken(kind) if kind in REASONS else before
+                    outcomes.append(operator.swap(kind, uri))
+                    seen = outcomes[-1]
+                    print(f"{n + 1:3d}  {kind:14s} wanted {seen.wanted:11s} saw {seen.seen:11s} {seen.seconds:6.2f} s")
+            failed, wrong = judge(answers, outcomes, first.sha256)
+        print(f"{len(answers.rows)} answers, {failed} failed, {wrong} with weights that were not live")
+        return bool(answers.rows) and not failed and not wrong and all(o.wanted == o.seen for o in outcomes)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--swaps", type=int, default=20)
+    sys.exit(not drill(parser.parse_args().swaps))
