@@ -35,19 +35,16 @@ class Detections:
 def candidates(head: Floats, conf: float, classes: frozenset[int] | None) -> Detections:
     """Every anchor whose best class reaches `conf`, best first; `classes` filters by that best class.
 
-    `head` is one image's float32 (4 + C, A): centre x, centre y, width, height in pixels of the square, then C
-    scores in 0..1.
+    `head` is one image's float32 (6, A), see `model.Model`: centre x, centre y, width, height, score, class id.
     """
-    scores = head[4:]
-    class_id = scores.argmax(0)
-    confidence = scores[class_id, np.arange(scores.shape[1])]
-    chosen = confidence >= conf
+    confidence = head[4]
+    chosen = np.flatnonzero(confidence >= conf)
     if classes is not None:
-        chosen &= np.isin(class_id, list(classes))
-    best_first = np.flatnonzero(chosen)[np.argsort(-confidence[chosen], kind="stable")]
+        chosen = chosen[np.isin(head[5, chosen].astype(np.int64), list(classes))]
+    best_first = chosen[np.argsort(-confidence[chosen], kind="stable")]
     centre, half = head[:2, best_first], head[2:4, best_first] / 2
     xyxy = np.concatenate([centre - half, centre + half]).T
-    return Detections(np.ascontiguousarray(xyxy), confidence[best_first], class_id[best_first])
+    return Detections(np.ascontiguousarray(xyxy), confidence[best_first], head[5, best_first].astype(np.int64))
 
 
 def non_max_suppression(found: Detections, iou: float, max_det: int) -> Detections:

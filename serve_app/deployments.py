@@ -62,8 +62,8 @@ class Preprocessor(Stage):
 
     def _prepare(self, data: bytes, options: PredictOptions) -> Prepared:
         started = time.perf_counter()
-        rgb = image.decode(data, self._settings.max_image_pixels, self._settings.max_image_frames)
-        square, box = image.letterbox(rgb, self._size)
+        limits = self._settings.max_image_pixels, self._settings.max_image_frames
+        square, box = image.prepare(data, self._size, *limits)
         elapsed = time.perf_counter() - started
         self._seconds.observe(elapsed, {"stage": "preprocess"})
         return Prepared(square, box, options, data if options.format == "image" else None, elapsed)

@@ -72,7 +72,7 @@ class Golden(BaseModel):
 
 def found(forward: Forward, names: tuple[str, ...], photo: bytes, size: int, conf: float) -> list[Expected]:
     """What a network finds on a photo, surest first."""
-    square, box = image.letterbox(image.decode(photo, MAX_PIXELS), size)
+    square, box = image.prepare(photo, size, MAX_PIXELS)
     kept = boxes.non_max_suppression(boxes.candidates(forward(square[None])[0], conf, None), 0.7, 300)
     at: Detections = boxes.to_photo(kept, box)
     rows = zip(at.xyxy.astype(float).round(1).tolist(), at.confidence.tolist(), at.class_id.tolist(), strict=True)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import re
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import cv2
@@ -57,12 +60,32 @@ def decode(data: bytes, max_pixels: int, max_frames: int = 1000) -> NDArray[np.u
 
     Raises UnsupportedFormat, ImageTooLarge and ImageTooComplex (from headers alone), or CorruptImage.
     """
+    with opened(data, max_pixels, max_frames) as image:
+        return upright(image)
+
+
+def prepare(data: bytes, size: int, max_pixels: int, max_frames: int = 1000) -> tuple[NDArray[np.uint8], Letterbox]:
+    """`decode` and `letterbox` in one: a JPEG larger than the square is decoded at 1/2, 1/4 or 1/8 by its own scaling.
+
+    What it decodes is never smaller than what the square shows, so the last step always shrinks. Raises as `decode`.
+    """
+    with opened(data, max_pixels, max_frames) as image:
+        turned = orientation(image) >= 5
+        shape = image.size[::-1] if not turned else image.size  # height, width of the upright photo
+        ratio = size / max(shape)
+        image.draft(
+            None, (math.ceil(image.width * ratio), math.ceil(image.height * ratio))
+        )  # formats but JPEG ignore it
+        return letterbox(upright(image), size, shape)
+
+
+@contextmanager
+def opened(data: bytes, max_pixels: int, max_frames: int) -> Iterator[Image.Image]:
+    """The checked image, not decoded yet. What goes wrong, then or inside the block, is told as AppErrors."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         check_size(image, data, max_pixels, max_frames)
-        image.load()
-        turn = TURNS.get(orientation(image))
-        return to_rgb(image.transpose(turn) if turn is not None else image)
+        yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageTooLarge(f"the image has more than {max_pixels} pixels") from error
     except DAMAGED as error:
@@ -72,6 +95,13 @@ def decode(data: bytes, max_pixels: int, max_frames: int = 1000) -> NDArray[np.u
             raise UnsupportedFormat(f"not an image in one of the formats {', '.join(FORMATS)}") from error
         reason = "its header is damaged" if isinstance(error, UnidentifiedImageError) else error
         raise CorruptImage(f"the image is empty, damaged or cut off: {reason}") from error
+
+
+def upright(image: Image.Image) -> NDArray[np.uint8]:
+    """Decodes: RGB uint8 (H, W, 3), turned as EXIF says."""
+    image.load()
+    turn = TURNS.get(orientation(image))
+    return to_rgb(image.transpose(turn) if turn is not None else image)
 
 
 def check_size(image: Image.Image, data: bytes, max_pixels: int, max_frames: int) -> None:
@@ -147,16 +177,19 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def letterbox(image_hwc: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], Letterbox]:
+def letterbox(
+    image_hwc: NDArray[np.uint8], size: int, shape: tuple[int, int] | None = None
+) -> tuple[NDArray[np.uint8], Letterbox]:
     """Scales RGB uint8 (H, W, 3) to fit the middle of a grey square (size, size, 3), keeping its shape.
 
-    Enlarges bilinearly, as the network was trained; shrinks by area, which does not alias.
+    `shape` is the photo's own (height, width), where `image_hwc` is a smaller version of it. Enlarges bilinearly, as
+    the network was trained; shrinks by area, which does not alias.
     """
-    height, width = image_hwc.shape[:2]
+    height, width = shape or image_hwc.shape[:2]
     ratio = min(size / width, size / height)
     w, h = max(round(width * ratio), 1), max(round(height * ratio), 1)
     how = cv2.INTER_AREA if ratio < 1 else cv2.INTER_LINEAR
-    scaled = image_hwc if (w, h) == (width, height) else cv2.resize(image_hwc, (w, h), interpolation=how)
+    scaled = image_hwc if (h, w) == image_hwc.shape[:2] else cv2.resize(image_hwc, (w, h), interpolation=how)
     left, top = (size - w) // 2, (size - h) // 2
     square = np.full((size, size, 3), GREY, np.uint8)
     square[top : top + h, left : left + w] = scaled

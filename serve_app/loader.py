@@ -22,7 +22,7 @@ from serve_app.store import SCHEME, Store
 from serve_app.weights import BUNDLED, ROOT, Pinned, Weights, local
 
 if TYPE_CHECKING:
-    from serve_app.model import Model
+    from serve_app.model import DetectionModel, Model
     from serve_app.settings import AppSettings
 
 logger = logging.getLogger("ray.serve")
@@ -73,16 +73,18 @@ def load(
     """All steps. `old`, when there is one, is what the golden set's speed limit compares with. Raises WeightsError."""
     seconds: dict[str, float] = {}
     with timed("import", seconds):
-        from serve_app.model import TorchModel, read_checkpoint  # torch and Ultralytics, only where a network runs
+        from serve_app.model import read_checkpoint  # torch and Ultralytics, only where a network runs
     with timed("fetch", seconds):
         pinned, content = get(uri)
     with timed("verify", seconds):
         verify(pinned, content, size)
     with timed("load", seconds):
-        model = TorchModel(read_checkpoint(io.BytesIO(content), pinned.uri), device, settings.cpu_threads)
-        manifest = pinned.manifest
-        if manifest and manifest.class_names != model.class_names:
-            raise WrongWeights(f"{pinned.uri} knows other classes than its manifest says: {model.class_names}")
+        network = read_checkpoint(io.BytesIO(content), pinned.uri)
+    with timed("compile", seconds):
+        model = engine(network, settings, size, device)
+    manifest = pinned.manifest
+    if manifest and manifest.class_names != model.class_names:
+        raise WrongWeights(f"{pinned.uri} knows other classes than its manifest says: {model.class_names}")
     loaded = Loaded(pinned, model, seconds)
     with timed("warm", seconds):
         loaded.warm(batch_sizes, size)
@@ -95,6 +97,19 @@ def load(
     kind = "bundled model" if loaded.weights.bundled else "weights"
     logger.info("%s %s (%s) on %s: %s", kind, pinned.uri, pinned.sha256[:12], device, stages)
     return loaded
+
+
+def engine(network: DetectionModel, settings: AppSettings, size: int, device: str) -> Model:
+    """The network, ready to run: CUDA on a GPU, else OpenVINO, or plain PyTorch where that is asked for."""
+    from serve_app.model import CudaModel, TorchModel
+
+    if device == "cuda":
+        return CudaModel(network, size)
+    if settings.engine == "torch":
+        return TorchModel(network, settings.cpu_threads)
+    from serve_app.openvino_model import OpenVinoModel
+
+    return OpenVinoModel(network, size, settings.precision, settings.cpu_threads)
 
 
 def verify(pinned: Pinned, content: memoryview, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Weights in, a network out: uint8 squares to raw heads. The only module that imports torch and Ultralytics.
+"""Weights in, a network in PyTorch out: uint8 squares to heads. The only module that imports torch and Ultralytics.
 
 That keeps start-up short elsewhere and the AGPL dependency in one place. Knows nothing of Ray, photos or NMS.
 """
@@ -6,6 +6,7 @@ That keeps start-up short elsewhere and the AGPL dependency in one place. Knows 
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any, Protocol
@@ -25,7 +26,7 @@ _pillow_open = Image.open
 from ultralytics.nn.modules.block import DFL, SPPF, Bottleneck, C2f
 from ultralytics.nn.modules.conv import Concat, Conv
 from ultralytics.nn.modules.head import Detect
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel as DetectionModel
 
 Image.open = _pillow_open  # Ultralytics replaces it by one that installs pi_heif when an image cannot be read
 
@@ -46,7 +47,11 @@ STAND_INS: dict[type, Any] = {type(kind.__name__, (kind,), {"__init__": _refuse}
 
 
 class Model(Protocol):
-    """A network: called with uint8 RGB (N, S, S, 3), answers float32 heads (N, 4 + C, A)."""
+    """A network: uint8 RGB (N, S, S, 3) in, heads float32 (N, 6, A) out, one column an anchor.
+
+    A column is the box's centre x, centre y, width, height in pixels of the square, then the best class's score in
+    0..1, and that class's id. Of all classes' scores (84 rows for COCO, 2.8 MB an image) nothing else is ever used.
+    """
 
     class_names: tuple[str, ...]
     device: str
@@ -54,6 +59,20 @@ class Model(Protocol):
     def __call__(self, squares_nhwc: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Heads, in the order of the squares."""
         ...
+
+
+class BestClass(nn.Module):
+    """A detection network with its head cut to the best class of each anchor."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        """(N, 3, S, S) in 0..1 to (N, 6, A)."""
+        head = self.network(batch)[0]
+        score, class_id = head[:, 4:].max(1, keepdim=True)
+        return torch.cat([head[:, :4], score, class_id.to(head.dtype)], 1)
 
 
 def read_checkpoint(checkpoint: Path | IO[bytes], name: str = "the file") -> DetectionModel:
@@ -86,21 +105,88 @@ def read_checkpoint(checkpoint: Path | IO[bytes], name: str = "the file") -> Det
         raise UnsafeWeights(f"{name} holds no complete network: {error}") from error
 
 
-class TorchModel:
-    """YOLOv8 in PyTorch: float32 on the `cpu`, float16 on `cuda`."""
+def names_of(network: DetectionModel) -> tuple[str, ...]:
+    """Class names by id."""
+    return tuple(network.names[i] for i in range(len(network.names)))
 
-    def __init__(self, network: DetectionModel, device: str = "cpu", cpu_threads: int | None = None) -> None:
-        self.class_names = tuple(network.names[i] for i in range(len(network.names)))
-        self.device = device
-        self._dtype = torch.float16 if self.device == "cuda" else torch.float32
-        if self.device == "cpu":
-            torch.set_num_threads(cpu_threads or os.cpu_count() or 1)  # Ray sets 1 for a replica of less than one CPU
-        fused = network.fuse(verbose=False)
-        self._network = fused.to(self.device, self._dtype, memory_format=torch.channels_last)
+
+def traced(network: DetectionModel, size: int) -> torch.jit.ScriptModule:
+    """The network as a graph for batches of any size of squares of `size` pixels, for engines other than PyTorch."""
+    best, batch = BestClass(network.fuse(verbose=False)).eval(), torch.zeros(2, 3, size, size)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of shapes that never change
+        best(batch)  # the first run computes the anchors; the trace then holds them as constants
+        graph: torch.jit.ScriptModule = torch.jit.trace(best, batch, check_trace=False)
+    return graph
+
+
+class TorchModel:
+    """YOLOv8 in PyTorch on the CPU, float32: the plain reference that other engines are compared with."""
+
+    device = "cpu"
+
+    def __init__(self, network: DetectionModel, cpu_threads: int | None = None) -> None:
+        self.class_names = names_of(network)
+        torch.set_num_threads(cpu_threads or os.cpu_count() or 1)  # Ray sets 1 for a replica of less than one CPU
+        self._network = BestClass(network.fuse(verbose=False)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def __call__(self, squares_nhwc: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Heads float32 (N, 4 + C, A): box centre and size in pixels of the square, then scores in 0..1."""
-        batch = torch.from_numpy(squares_nhwc).to(self.device).permute(0, 3, 1, 2)  # a view: channels_last already
-        head: torch.Tensor = self._network(batch.to(self._dtype).div_(255))[0]
-        return head.float().cpu().numpy()
+        """See Model."""
+        batch = torch.from_numpy(squares_nhwc).permute(0, 3, 1, 2)  # a view: channels_last already
+        head: torch.Tensor = self._network(batch.float().div_(255))
+        return head.numpy()
+
+
+class CudaModel:
+    """YOLOv8 in PyTorch on a GPU, float16, one captured CUDA graph for each batch size in BUCKETS.
+
+    A batch is padded to the next bucket. Squares go up and heads come down through pinned memory (0.2 MB an image).
+    """
+
+    device = "cuda"
+    BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+
+    def __init__(self, network: DetectionModel, size: int) -> None:
+        self.class_names = names_of(network)
+        fused = BestClass(network.fuse(verbose=False)).half().to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network, self._size = fused.eval(), size
+        self._graphs: dict[int, tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+
+    def _capture(self, n: int) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(graph, pinned squares, squares, heads, pinned heads) for batches of n."""
+        shape = (n, self._size, self._size, 3)
+        staging, squares = (
+            torch.empty(shape, dtype=torch.uint8).pin_memory(),
+            torch.zeros(shape, dtype=torch.uint8, device="cuda"),
+        )
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            for _ in range(3):  # cuDNN chooses its kernels before they are captured
+                self._forward(squares)
+        torch.cuda.current_stream().wait_stream(side)
+        graph: Any = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            heads = self._forward(squares)
+        return graph, staging, squares, heads, torch.empty(heads.shape, dtype=torch.float32).pin_memory()
+
+    def _forward(self, squares: torch.Tensor) -> torch.Tensor:
+        head: torch.Tensor = self._network(squares.permute(0, 3, 1, 2).half().div_(255))
+        return head.float()
+
+    @torch.inference_mode()
+    def __call__(self, squares_nhwc: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See Model. A batch larger than the largest bucket runs in pieces."""
+        n, most = len(squares_nhwc), self.BUCKETS[-1]
+        if n > most:
+            return np.concatenate([self(squares_nhwc[i : i + most]) for i in range(0, n, most)])
+        bucket = next(b for b in self.BUCKETS if b >= n)
+        if bucket not in self._graphs:
+            self._graphs[bucket] = self._capture(bucket)
+        graph, staging, squares, heads, answer = self._graphs[bucket]
+        staging[:n].numpy()[...] = squares_nhwc
+        squares[:n].copy_(staging[:n], non_blocking=True)
+        graph.replay()
+        answer[:n].copy_(heads[:n], non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        return answer[:n].numpy().copy()

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
+Precision = Literal["auto", "float32", "bfloat16"]
 ClassId = Annotated[int, Field(ge=0, lt=10_000)]
 PILLOW_LIMIT = 89_478_485  # pixels; above it Pillow itself takes an image for a decompression bomb
 PROXY_WINDOW_BYTES = 32_000_000  # what Serve's proxy reads of a body at most, see proxy.py
@@ -34,6 +35,12 @@ class AppSettings(BaseModel):
     image_size: Annotated[int, Field(ge=32, le=1280, multiple_of=32)] | None = Field(
         None,
         description="side of the square the network sees, in pixels, a multiple of 32; the weights' own when not set",
+    )
+    engine: Literal["auto", "openvino", "torch"] = Field(
+        "auto", description="what runs the network without a GPU: `auto` is `openvino`, `torch` the plain reference"
+    )
+    precision: Precision = Field(
+        "auto", description="numbers of OpenVINO; `auto` is `bfloat16` where the CPU has it, else `float32`"
     )
     cpu_threads: PositiveInt | None = Field(
         None, description="threads of one Detector replica without a GPU; all cores of its node when not set"
@@ -79,7 +86,7 @@ class PredictOptions(BaseModel):
 
     conf: Fraction = Field(0.25, description="least confidence of a box")
     iou: Fraction = Field(0.7, description="boxes of one class that overlap more than this are merged by NMS")
-    classes: frozenset[ClassId] | None = Field(
+    classes: Annotated[frozenset[ClassId], Field(max_length=1000)] | None = Field(
         None, description="class ids to report, separated by commas; all when not set"
     )
     max_det: Annotated[int, Field(ge=1, le=MAX_DETECTIONS)] = Field(

@@ -8,7 +8,7 @@ from serve_app.image import Letterbox
 
 
 def head(*anchors: tuple[float, ...]) -> np.ndarray:
-    """Anchors as (centre x, centre y, width, height, score of class 0, score of class 1)."""
+    """Anchors as (centre x, centre y, width, height, score, class id)."""
     return np.array(anchors, np.float32).reshape(-1, 6).T
 
 
@@ -21,16 +21,16 @@ def found(*rows: tuple[float, float, float, float, float, int]) -> Detections:
     ("anchors", "conf", "classes", "expected"),
     [
         pytest.param([], 0.1, None, [], id="no anchors"),
-        pytest.param([(5, 5, 2, 4, 0.5, 0.1)], 0.5, None, [(4, 3, 6, 7, 0.5, 0)], id="the threshold itself passes"),
-        pytest.param([(5, 5, 2, 4, 0.5, 0.1)], 0.51, None, [], id="just below does not"),
+        pytest.param([(5, 5, 2, 4, 0.5, 0)], 0.5, None, [(4, 3, 6, 7, 0.5, 0)], id="the threshold itself passes"),
+        pytest.param([(5, 5, 2, 4, 0.5, 0)], 0.51, None, [], id="just below does not"),
         pytest.param(
-            [(5, 5, 2, 2, 0.3, 0.6), (9, 9, 2, 2, 0.9, 0.1)],
+            [(5, 5, 2, 2, 0.6, 1), (9, 9, 2, 2, 0.9, 0)],
             0.1,
             None,
             [(8, 8, 10, 10, 0.9, 0), (4, 4, 6, 6, 0.6, 1)],
-            id="best class of each anchor, best anchor first",
+            id="best anchor first",
         ),
-        pytest.param([(5, 5, 2, 2, 0.3, 0.6)], 0.1, frozenset({0}), [], id="a filtered class leaves no second best"),
+        pytest.param([(5, 5, 2, 2, 0.6, 1)], 0.1, frozenset({0}), [], id="a class is filtered"),
     ],
 )
 def test_candidates(anchors: list, conf: float, classes: frozenset[int] | None, expected: list) -> None:

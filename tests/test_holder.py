@@ -66,7 +66,10 @@ def published(bucket: s3.Bucket) -> Pinned:
 
 def objects() -> tuple[float, int]:
     """MiB and objects in the store, by its own figures."""
-    found = re.search(r"Plasma memory usage (\S+) MiB, (\d+) objects", memory_summary(stats_only=True))
+    found = re.search(
+        r"Plasma memory usage (\S+) MiB, (\d+) objects",
+        memory_summary(ray.get_runtime_context().gcs_address, stats_only=True),
+    )
     assert found
     return float(found[1]), int(found[2])
 

@@ -14,6 +14,7 @@ from PIL import Image
 from serve_app import boxes, image, weights
 from serve_app.errors import WeightsError
 from serve_app.model import DetectionModel, TorchModel, read_checkpoint
+from serve_app.openvino_model import OpenVinoModel
 
 
 class Attack:
@@ -123,10 +124,37 @@ def test_boxes_agree_with_ultralytics_forward_and_nms(
             assert max(iou(box, w) for w in same) >= 0.99
 
 
-def test_alone_and_in_a_batch_the_answer_is_the_same(model: TorchModel, bus: bytes, zidane: bytes) -> None:
+@pytest.fixture(scope="module", params=["float32", "auto"])
+def openvino(request: pytest.FixtureRequest, path: Path) -> OpenVinoModel:
+    return OpenVinoModel(read_checkpoint(path), 640, request.param, None)
+
+
+def test_openvino_agrees_with_pytorch(model: TorchModel, openvino: OpenVinoModel, bus: bytes, zidane: bytes) -> None:
+    """In float32 as good as exactly; in bfloat16, with its 8 bits, each sure object to 0.9 IoU and 0.08 of its score."""
+    exact = openvino.precision == "float32"
+    batch = squares(bus, zidane)
+    for want, got in zip(model(batch), openvino(batch), strict=True):
+        sure = want[4] >= 0.25
+        assert sure.any()
+        assert (want[5] == got[5])[sure].all()
+        np.testing.assert_allclose(got[4, sure], want[4, sure], atol=1e-3 if exact else 0.08)
+        for one, other in zip(corners(want[:4, sure]), corners(got[:4, sure]), strict=True):
+            assert iou(one, other) >= (0.999 if exact else 0.9)
+
+
+def corners(xywh: np.ndarray) -> np.ndarray:
+    centre, half = xywh[:2], xywh[2:] / 2
+    return np.concatenate([centre - half, centre + half]).T
+
+
+@pytest.mark.parametrize("engine", ["torch", "float32", "auto"])
+def test_alone_and_in_a_batch_the_answer_is_the_same(engine: str, path: Path, bus: bytes, zidane: bytes) -> None:
+    read = read_checkpoint(path)
+    network = TorchModel(read) if engine == "torch" else OpenVinoModel(read, 640, engine, None)
     batch = squares(bus, zidane, bus)
-    alone = np.concatenate([model(one[None]) for one in batch])
-    together = model(batch)
+    alone = np.concatenate([network(one[None]) for one in batch])
+    together = network(batch)
     # Boxes to 0.01 pixels and scores to 0.0001: the sums of a batched convolution may run in another order.
-    np.testing.assert_allclose(together[:, :4], alone[:, :4], atol=0.01)
-    np.testing.assert_allclose(together[:, 4:], alone[:, 4:], atol=1e-4)
+    np.testing.assert_allclose(together[:, 4], alone[:, 4], atol=1e-4)
+    sure = alone[:, 4] >= 0.01
+    np.testing.assert_allclose(together.transpose(0, 2, 1)[sure], alone.transpose(0, 2, 1)[sure], atol=0.01)
