@@ -1,6 +1,6 @@
 """`make bench`: the service against its own engine, in one run: alternating, so that a noisy machine is fair to all.
 
-(a) the engine alone  (b) JPEG to boxes in one process, without Ray or HTTP  (c) the service at several numbers of clients
+(a) the engine alone  (b) JPEG to boxes in one process, without Ray or HTTP  (c) the service
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-import numpy as np
 import psutil
 
 from loadtests import photos
@@ -24,7 +24,9 @@ from serve_app import boxes, image, loader
 from serve_app.loader import Loaded
 from serve_app.settings import AppSettings
 
+Results = dict[str, list[dict[str, Any]]]
 WARM_UP_S = 3.0
+KNOWN = ("haproxy", "raylet", "gcs_server", "dashboard", "log_monitor", "runtime_env")
 
 
 class Measured(NamedTuple):
@@ -36,11 +38,6 @@ class Measured(NamedTuple):
     p99: float
     errors: int
     cpu_ms: dict[str, float]
-
-
-def engine_alone(loaded: Loaded, square: np.ndarray, seconds: float) -> Measured:
-    """The network, one image at a time, nothing else."""
-    return loop(lambda _: loaded.model(square), seconds)
 
 
 def in_process(loaded: Loaded, size: int, content: list[bytes], seconds: float) -> Measured:
@@ -58,7 +55,7 @@ def loop(once: Callable[[int], object], seconds: float) -> Measured:
     """Calls again and again."""
     for n in range(3):
         once(n)
-    times = []
+    times: list[float] = []
     begun, cpu = time.perf_counter(), time.process_time()
     while (started := time.perf_counter()) < begun + seconds:
         once(len(times))
@@ -79,7 +76,7 @@ async def clients(url: str, content: list[bytes], count: int, seconds: float, pi
     errors = 0
     begin = time.perf_counter() + WARM_UP_S
     end = begin + seconds
-    before: dict[str, float] = {}
+    before: dict[int, tuple[str, float]] = {}
 
     async def one(n: int) -> None:
         nonlocal errors
@@ -88,9 +85,11 @@ async def clients(url: str, content: list[bytes], count: int, seconds: float, pi
                 body = content[n % len(content)]
                 answer = await http.post("/v1/predict", content=body, headers={"Content-Type": "image/jpeg"})
                 done = time.perf_counter()
-                if begin <= done < end:
+                if answer.status_code != httpx.codes.OK:
+                    errors += 1
+                    await asyncio.sleep(float(answer.headers.get("Retry-After", 1)))
+                elif begin <= done < end:
                     times.append(done - started)
-                    errors += answer.status_code != httpx.codes.OK
                 n += count
 
     async def watch() -> None:
@@ -100,23 +99,23 @@ async def clients(url: str, content: list[bytes], count: int, seconds: float, pi
     await asyncio.gather(watch(), *(one(n) for n in range(count)))
     after = cpu_seconds(pid)
     done = max(len(times), 1)
-    spent = {k: (after[k] - before.get(k, 0)) * 1000 / done for k in after}
-    return summary(times, seconds, errors, {k: v for k, v in sorted(spent.items(), key=lambda kv: -kv[1]) if v > 0.3})
-
-
-def cpu_seconds(pid: int) -> dict[str, float]:
-    """CPU time of each process of the service so far, by what it does."""
     spent: dict[str, float] = {}
+    for process, (name, total) in after.items():
+        spent[name] = spent.get(name, 0) + (total - before.get(process, (name, total))[1]) * 1000 / done
+    return summary(times, seconds, errors, {k: v for k, v in sorted(spent.items(), key=lambda kv: -kv[1]) if v > 0.2})
+
+
+def cpu_seconds(pid: int) -> dict[int, tuple[str, float]]:
+    """Each process of the service: what it does, and its CPU time so far. Ray renames its processes while they run."""
+    spent = {}
     for process in psutil.Process(pid).children(recursive=True):
         try:
             times, words = process.cpu_times(), process.cmdline()
         except psutil.Error:
             continue
         name = words[0] if words and words[0].startswith("ray::") else Path(words[-1] if words else "?").name
-        for known in ("haproxy", "raylet", "gcs_server", "dashboard", "log_monitor", "runtime_env"):
-            if any(known in word for word in words):
-                name = known
-        spent[name[:40]] = spent.get(name[:40], 0) + times.user + times.system
+        name = next((k for k in KNOWN if any(k in word for word in words)), name)
+        spent[process.pid] = name.split(".")[0].removeprefix("ray::"), times.user + times.system
     return spent
 
 
@@ -127,42 +126,38 @@ def photos_of(folder: Path | None) -> list[bytes]:
     return [photos.bus(), photos.zidane()]
 
 
-def run(content: list[bytes], counts: list[int], seconds: float, rounds: int, settings: dict[str, Any]) -> dict[str, Any]:
+def run(content: list[bytes], counts: list[int], seconds: float, rounds: int, settings: dict[str, Any]) -> Results:
     """All measurements, `rounds` times in turn."""
     args = AppSettings.model_validate(config(0)["applications"][0]["args"] | settings)
     pinned = loader.pin(args.weights, args)
     size = args.image_size or pinned.image_size
-    loaded = loader.load(
-        pinned.uri, lambda u: loader.fetch(u, args), settings=args, size=size, device="cpu", batch_sizes={1}
-    )
+    get = partial(loader.fetch, settings=args)
+    loaded = loader.load(pinned.uri, get, settings=args, size=size, device="cpu", batch_sizes={1})
     square = image.prepare(content[0], size, 52_000_000)[0][None]
     found: dict[str, list[Measured]] = {}
     with running(config(free_port(), **settings)) as service:
+        measures: dict[str, Callable[[], Measured]] = {
+            "engine": partial(loop, lambda _: loaded.model(square), seconds),
+            "in process": partial(in_process, loaded, size, content, seconds),
+        }
+        for count in counts:
+            measures[f"{count} clients"] = partial(served, service, content, count, seconds)
         for _ in range(rounds):
-            for name, measure in measurements(service, loaded, size, square, content, counts, seconds).items():
+            for name, measure in measures.items():
                 found.setdefault(name, []).append(measure())
                 print(f"{name:14s}", line(found[name][-1]), flush=True)
     base = statistics.median(m.rate for m in found["in process"])
     print(f"\n{'median of ' + str(rounds):14s}  img/s   ÷ in process   p50 ms   p95 ms   p99 ms")
     for name, several in found.items():
-        rate, p50, p95, p99 = (statistics.median(m[i] for m in several) for i in range(4))
+        rate = statistics.median(m.rate for m in several)
+        p50, p95, p99 = (statistics.median(getattr(m, p) for m in several) for p in ("p50", "p95", "p99"))
         print(f"{name:14s} {rate:6.1f}   {rate / base:12.2f} {p50:8.1f} {p95:8.1f} {p99:8.1f}")
     return {name: [m._asdict() for m in several] for name, several in found.items()}
 
 
-def measurements(
-    service: Service, loaded: Loaded, size: int, square: np.ndarray, content: list[bytes], counts: list[int], seconds: float
-) -> dict[str, Callable[[], Measured]]:
-    """What is measured in one round."""
-    chosen: dict[str, Callable[[], Measured]] = {
-        "engine": lambda: engine_alone(loaded, square, seconds),
-        "in process": lambda: in_process(loaded, size, content, seconds),
-    }
-    for count in counts:
-        chosen[f"{count} clients"] = lambda count=count: asyncio.run(
-            clients(service.url, content, count, seconds, service.pid)
-        )
-    return chosen
+def served(service: Service, content: list[bytes], count: int, seconds: float) -> Measured:
+    """The service at a number of clients."""
+    return asyncio.run(clients(service.url, content, count, seconds, service.pid))
 
 
 def line(m: Measured) -> str:

@@ -97,8 +97,8 @@ def deploy(service: Service, content: dict[str, Any]) -> None:
 
 
 def detector(content: dict[str, Any]) -> dict[str, Any]:
-    """The Detector's part of a configuration, to change it."""
-    found: dict[str, Any] = next(d for d in content["applications"][0]["deployments"] if d["name"] == "Detector")
+    """The deployment that holds the Detector, to change its `user_config`."""
+    found: dict[str, Any] = next(d for d in content["applications"][0]["deployments"] if "user_config" in d)
     return found
 
 

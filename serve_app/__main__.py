@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
-from serve_app import weights_cli
+from serve_app import switches, weights_cli
 from serve_app.errors import WeightsError
 from serve_app.weights import ROOT
 
@@ -23,13 +26,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def serve(args: argparse.Namespace) -> int:
     """Runs the service in the foreground."""
-    from serve_app import launch  # Ray takes 2 s to import
+    temp = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Ray's socket paths may have 107 characters
+    for name, value in switches.local(temp).items():
+        os.environ.setdefault(name, value)
+    from serve_app import launch  # after the switches; and Ray takes 2 s to import
 
     try:
-        launch.run(args.config)
+        launch.run(args.config, temp)
     except launch.StartFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
     return 0
 
 

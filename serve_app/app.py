@@ -8,7 +8,7 @@ from ray.serve import Application
 
 from serve_app import loader
 from serve_app.deployments import Detector, Postprocessor, Preprocessor
-from serve_app.ingress import Ingress
+from serve_app.ingress import Ingress, Together
 from serve_app.settings import AppSettings
 
 deployment: Any = serve.deployment  # Ray's types say that it returns the class itself
@@ -21,8 +21,13 @@ def build(args: AppSettings) -> Application:
     """
     pinned = loader.pin(args.weights, args)
     size = args.image_size or pinned.image_size
+    # user_config {}: Serve then calls `reconfigure` at start, which loads the weights.
+    if args.placement == "together":
+        door = deployment(name="Ingress", user_config={})(serve.ingress()(Together))
+        together: Application = door.bind(args, pinned.uri, size)
+        return together
     preprocess = deployment(Preprocessor).bind(args, size)
-    detect = deployment(user_config={})(Detector).bind(args, pinned.uri, size)  # {}: Serve calls `reconfigure` at start
+    detect = deployment(user_config={})(Detector).bind(args, pinned.uri, size)
     postprocess = deployment(Postprocessor).bind(args)
-    application: Application = deployment(serve.ingress()(Ingress)).bind(args, preprocess, detect, postprocess)
-    return application
+    apart: Application = deployment(serve.ingress()(Ingress)).bind(args, preprocess, detect, postprocess)
+    return apart

@@ -11,6 +11,8 @@ from pydantic import BaseModel
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
+from serve_app.weights import ROOT
+
 UNCHECKED = {"args", "user_config", "runtime_env"}  # ours, which pydantic checks, or free by nature
 
 
@@ -21,6 +23,14 @@ def load(path: Path) -> dict[str, Any]:
     if unknown := unknown_keys(content, ServeDeploySchema):
         raise ValueError(f"keys that Serve does not know: {', '.join(unknown)}")
     return content
+
+
+def apart(content: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the stages in replicas of their own: kuberay/apart.yaml laid over its application."""
+    difference = yaml.safe_load((ROOT / "kuberay" / "apart.yaml").read_text())
+    (application,) = content["applications"]
+    args = application["args"] | difference["args"]
+    return content | {"applications": [application | {"args": args, "deployments": difference["deployments"]}]}
 
 
 def models(annotation: object) -> list[type[BaseModel]]:

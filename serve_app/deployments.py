@@ -110,7 +110,7 @@ class Detector(Stage):
         detected: Detected = await self._detect(prepared, time.perf_counter())
         return detected
 
-    @dynamic_batch()
+    @dynamic_batch(max_concurrent_batches=2)
     async def _detect(self, batch: list[Prepared], arrived: list[float]) -> list[Detected]:
         """One forward pass. All members are valid by now, so only a fault of our own can fail them together."""
         return await asyncio.to_thread(self._forward, batch, arrived)

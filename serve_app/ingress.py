@@ -14,22 +14,25 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app import metrics
 from serve_app.api import build_api
+from serve_app.deployments import Detector, Postprocessor, Preprocessor
 from serve_app.errors import AppError, NotReady, Overloaded
+from serve_app.placement import Local
 from serve_app.records import Finished, Serving
 from serve_app.settings import AppSettings, PredictOptions
 
 READY_TIMEOUT_S = 5.0
+Stage = DeploymentHandle[Any] | Local
 
 
 class Ingress:
-    """Holds the handles of the three stages."""
+    """Holds the three stages: handles of replicas, or `Local` ones."""
 
     def __init__(
         self,
         settings: AppSettings,
-        preprocess: DeploymentHandle[Any],
-        detect: DeploymentHandle[Any],
-        postprocess: DeploymentHandle[Any],
+        preprocess: Stage,
+        detect: Stage,
+        postprocess: Stage,
     ) -> None:
         self.settings = settings
         self._preprocess, self._detect, self._postprocess = preprocess, detect, postprocess
@@ -61,7 +64,7 @@ class Ingress:
     async def serving(self) -> Serving:
         """What a Detector has loaded."""
         async with ours():
-            live: Serving = await self._detect.serving.remote()
+            live: Serving = await self._detect.serving.remote()  # type: ignore[assignment]
             return live
 
     async def ready(self) -> Serving:
@@ -78,6 +81,19 @@ class Ingress:
                 raise NotReady("a stage is still loading") from error
         assert self._live
         return self._live
+
+
+class Together(Ingress):
+    """The front door with all stages in its own process."""
+
+    def __init__(self, settings: AppSettings, weights: str, size: int) -> None:
+        self._detector = Detector(settings, weights, size)
+        stages = Preprocessor(settings, size), self._detector, Postprocessor(settings)
+        super().__init__(settings, *(Local(stage, settings.max_waiting_images) for stage in stages))
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """The Detector's."""
+        await self._detector.reconfigure(user_config)
 
 
 @asynccontextmanager

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import errno
 import importlib.util
-import os
-import shutil
 import signal
 import socket
-import tempfile
 import time
 from pathlib import Path
 from types import FrameType
@@ -37,20 +34,18 @@ class StartFailed(Exception):
     """The service did not come up; the message says why."""
 
 
-def run(config_path: Path) -> None:
-    """Serves until SIGINT or SIGTERM. Raises StartFailed."""
+def run(config_path: Path, temp: Path) -> None:
+    """Serves until SIGINT or SIGTERM, with Ray's files below `temp`. Raises StartFailed."""
     config, weights = check(config_path)
     host, port = config["http_options"]["host"], config["http_options"]["port"]
     check_port(host, port, config_path)
     stop_on_signals()
-    temp = tempfile.mkdtemp(prefix="ray-")  # short: Ray's socket paths may have 107 characters
     kind = "the bundled model" if weights == str(BUNDLED) else "the weights"
     print(f"Starting with {kind} {weights}; Ray's files are in {temp}", flush=True)
     try:
-        os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve_app.proxy:middlewares")
         # Ray's own ports are open on all addresses of the machine, and who may use them may run code: Ray 2.60 asks
         # for a token on such a local cluster, unless RAY_AUTH_MODE says otherwise. Do not set it here: too late.
-        ray.init(address="local", namespace="serve", _temp_dir=temp, _node_ip_address="127.0.0.1")
+        ray.init(address="local", namespace="serve", _temp_dir=str(temp), _node_ip_address="127.0.0.1")
         stop_on_signals()  # Ray has put its own in place
         serve_cli.main(["run", "--non-blocking", str(config_path)], standalone_mode=False)
         url = f"http://{host}:{port}"
@@ -72,7 +67,6 @@ def run(config_path: Path) -> None:
                 serve.shutdown()  # type: ignore[no-untyped-call]
         finally:
             ray.shutdown()
-            shutil.rmtree(temp, ignore_errors=True)
 
 
 def check(path: Path) -> tuple[dict[str, Any], str]:

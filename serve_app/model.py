@@ -6,6 +6,7 @@ That keeps start-up short elsewhere and the AGPL dependency in one place. Knows 
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from pathlib import Path
 from pickle import UnpicklingError
@@ -114,7 +115,7 @@ def traced(network: DetectionModel, size: int) -> torch.jit.ScriptModule:
     """The network as a graph for batches of any size of squares of `size` pixels, for engines other than PyTorch."""
     best, batch = BestClass(network.fuse(verbose=False)).eval(), torch.zeros(2, 3, size, size)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of shapes that never change
+        warnings.simplefilter("ignore")  # the tracer warns of shapes, which never change here
         best(batch)  # the first run computes the anchors; the trace then holds them as constants
         graph: torch.jit.ScriptModule = torch.jit.trace(best, batch, check_trace=False)
     return graph
@@ -151,6 +152,7 @@ class CudaModel:
         self.class_names = names_of(network)
         fused = BestClass(network.fuse(verbose=False)).half().to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._network, self._size = fused.eval(), size
+        self._lock = threading.Lock()  # the buffers of a graph are one batch's at a time
         self._graphs: dict[int, tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     def _capture(self, n: int) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -180,13 +182,14 @@ class CudaModel:
         n, most = len(squares_nhwc), self.BUCKETS[-1]
         if n > most:
             return np.concatenate([self(squares_nhwc[i : i + most]) for i in range(0, n, most)])
-        bucket = next(b for b in self.BUCKETS if b >= n)
-        if bucket not in self._graphs:
-            self._graphs[bucket] = self._capture(bucket)
-        graph, staging, squares, heads, answer = self._graphs[bucket]
-        staging[:n].numpy()[...] = squares_nhwc
-        squares[:n].copy_(staging[:n], non_blocking=True)
-        graph.replay()
-        answer[:n].copy_(heads[:n], non_blocking=True)
-        torch.cuda.current_stream().synchronize()
-        return answer[:n].numpy().copy()
+        with self._lock:
+            bucket = next(b for b in self.BUCKETS if b >= n)
+            if bucket not in self._graphs:
+                self._graphs[bucket] = self._capture(bucket)
+            graph, staging, squares, heads, answer = self._graphs[bucket]
+            staging[:n].numpy()[...] = squares_nhwc
+            squares[:n].copy_(staging[:n], non_blocking=True)
+            graph.replay()
+            answer[:n].copy_(heads[:n], non_blocking=True)
+            torch.cuda.current_stream().synchronize()
+            return answer[:n].numpy().copy()

@@ -36,6 +36,13 @@ class AppSettings(BaseModel):
         None,
         description="side of the square the network sees, in pixels, a multiple of 32; the weights' own when not set",
     )
+    placement: Literal["together", "apart"] = Field(
+        "apart",
+        description="stages `together` in the Ingress's process, or `apart` in replicas of their own",
+    )
+    max_waiting_images: PositiveInt = Field(
+        64, description="images that run or wait in one process when the stages are together; more are refused"
+    )
     engine: Literal["auto", "openvino", "torch"] = Field(
         "auto", description="what runs the network without a GPU: `auto` is `openvino`, `torch` the plain reference"
     )
