@@ -7,7 +7,7 @@ MODEL ?= auto
 export YOLO_AUTOINSTALL := false
 
 .DEFAULT_GOAL := help
-.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights lock clean
+.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights bench decoding lock clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -40,6 +40,12 @@ fuzz: .venv/dev ## 10,000 mutated images and bodies against the running service
 
 drill-weights: .venv/dev ## swap weights under load, half of them broken: what clients saw
 	@$(BIN)/python -m loadtests.swaps
+
+bench: .venv/dev ## the service against its own engine: throughput, latency, CPU per process
+	@$(BIN)/python -m loadtests.bench --photos $(SHARED)/images/coco128-val
+
+decoding: .venv/dev ## what decoding JPEGs at a reduced scale saves and costs
+	@$(BIN)/python -m loadtests.decoding --data $(SHARED)
 
 lock: ## write the newest versions that pyproject.toml allows to constraints.txt
 	@$(PYTHON) -m venv --clear .venv-lock && .venv-lock/bin/python -m pip install -q '.[cpu,load,dev]'

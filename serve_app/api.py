@@ -39,6 +39,11 @@ PROBLEM: dict[str, Any] = {
     "description": "Any error",
     "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
 }
+# What is no HTTP, or a URL of more than 16 kB, is refused by the front itself, before it can be ours.
+MALFORMED: dict[str, Any] = {
+    "description": "Not what it says it is; or no HTTP, or too long a URL, and then not in our shape",
+    "content": PROBLEM["content"] | {"text/html": {}, "text/plain": {}},
+}
 
 
 def build_api(service: Recogniser) -> FastAPI:
@@ -50,7 +55,7 @@ def build_api(service: Recogniser) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a redirect is no problem document
-        responses={"default": PROBLEM, 422: PROBLEM},
+        responses={"default": PROBLEM, 400: MALFORMED, 422: PROBLEM},
     )
     guard = [Depends(key_check(service.settings))] if service.settings.api_keys_file else []
     api.include_router(predict.router(service), dependencies=guard)

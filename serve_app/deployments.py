@@ -27,6 +27,8 @@ logger = logging.getLogger("ray.serve")
 
 # Any: Ray's types know batched functions, not methods. The sizes are those of `user_config`, see `reconfigure`.
 dynamic_batch: Any = serve.batch
+# One is stacked and looked through while the other has the engine: 40 instead of 31 images/s on two cores.
+CONCURRENT_BATCHES = 2
 
 
 class Stage:
@@ -110,7 +112,7 @@ class Detector(Stage):
         detected: Detected = await self._detect(prepared, time.perf_counter())
         return detected
 
-    @dynamic_batch(max_concurrent_batches=2)
+    @dynamic_batch(max_concurrent_batches=CONCURRENT_BATCHES)
     async def _detect(self, batch: list[Prepared], arrived: list[float]) -> list[Detected]:
         """One forward pass. All members are valid by now, so only a fault of our own can fail them together."""
         return await asyncio.to_thread(self._forward, batch, arrived)

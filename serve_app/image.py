@@ -70,13 +70,11 @@ def prepare(data: bytes, size: int, max_pixels: int, max_frames: int = 1000) -> 
     What it decodes is never smaller than what the square shows, so the last step always shrinks. Raises as `decode`.
     """
     with opened(data, max_pixels, max_frames) as image:
-        turned = orientation(image) >= 5
-        shape = image.size[::-1] if not turned else image.size  # height, width of the upright photo
-        ratio = size / max(shape)
-        image.draft(
-            None, (math.ceil(image.width * ratio), math.ceil(image.height * ratio))
-        )  # formats but JPEG ignore it
-        return letterbox(upright(image), size, shape)
+        width, height = image.size
+        ratio = size / max(width, height)
+        image.draft(None, (math.ceil(width * ratio), math.ceil(height * ratio)))  # formats but JPEG ignore it
+        rgb = upright(image)  # before EXIF is asked for: a damaged PNG must fail here
+        return letterbox(rgb, size, (width, height) if orientation(image) >= 5 else (height, width))
 
 
 @contextmanager

@@ -6,10 +6,13 @@ One stream over all threads: the fastest for one image, and at two at a time as 
 from __future__ import annotations
 
 import os
+import sys
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # else converting reports to its maker
 import openvino as ov
 from numpy.typing import NDArray
 from openvino.preprocess import PrePostProcessor

@@ -5,9 +5,17 @@ Dockerfile and manifests set the same ones, less the ports and paths, which on a
 
 from __future__ import annotations
 
+import random
 import socket
 from pathlib import Path
 
+PORTS = (  # that Ray would take at fixed numbers, all of them shared with whoever else takes them
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",  # Serve's own proxy, where HAProxy turns to while no replica is up
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+)
+BLOCK = 20  # ports of one service's ingress replicas
 SWITCHES = {
     # HAProxy in front of the replicas instead of Serve's proxy in Python: 0.5 ms of CPU a request instead of 7 ms, and
     # its manager's death loses no request.
@@ -26,8 +34,32 @@ def local(temp: Path) -> dict[str, str]:
     files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "METRICS_SOCKET_PATH": "metrics.sock"}
     files |= {"SERVER_STATE_BASE": "", "SERVER_STATE_FILE": "server-state"}
     paths = {f"RAY_SERVE_HAPROXY_{name}": str(temp / "haproxy" / file) for name, file in files.items()}
-    ports = dict(zip(("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"), free_ports(2), strict=True))
-    return SWITCHES | paths | {name: str(port) for name, port in ports.items()}
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    # A replica that stops waits 30 s for the HAProxies of other nodes to forget it; the only one here is told at once.
+    own = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2"}
+    # Replicas share ports (SO_REUSEPORT): two services that chose the same one would answer each other's requests.
+    first = free_block()
+    own |= {
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + BLOCK),
+    }
+    return SWITCHES | paths | own | {name: str(port) for name, port in ports.items()}
+
+
+def free_block() -> int:
+    """The first of BLOCK TCP ports of 30000-31000, where Ray expects its replicas, that nothing listens on."""
+    blocks = list(range(30000, 31000, BLOCK))
+    random.shuffle(blocks)
+    for first in blocks:
+        if all(not listening(port) for port in range(first, first + BLOCK)):
+            return first
+    raise OSError("no free ports between 30000 and 31000")
+
+
+def listening(port: int) -> bool:
+    """Whether a connection to this port of 127.0.0.1 is accepted."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_ports(count: int) -> list[int]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from loadtests import photos
 from loadtests.service import ROOT, Service, config, free_port, running
+from serve_app.configuration import apart
 
 SHARED = ROOT.parent / "shared"  # photos and weights that may not be part of this repository; used where present
 
@@ -39,6 +41,19 @@ def service() -> Iterator[Service]:
 @pytest.fixture(scope="session")
 def server(service: Service) -> str:
     return service.url
+
+
+@pytest.fixture(scope="session")
+def graph_config() -> dict[str, Any]:
+    """Each stage in a replica of its own, batches of up to 8."""
+    return apart(config(free_port()))
+
+
+@pytest.fixture(scope="session")
+def graph(graph_config: dict[str, Any]) -> Iterator[Service]:
+    """The same service as it runs on a cluster; `service` has all stages in one process, as on a laptop."""
+    with running(graph_config) as service:
+        yield service
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
+from loadtests.service import Service
 from tests.test_predict import same
 
 
@@ -14,12 +15,12 @@ def together(server: str, bodies: list[bytes]) -> list[httpx.Response]:
         return list(pool.map(lambda b: http.post("/v1/predict", files={"file": b}), bodies))
 
 
-def test_seven_right_answers_beside_a_broken_image(server: str, bus: bytes, zidane: bytes) -> None:
-    alone = {photo: together(server, [photo])[0].json()["images"][0] for photo in (bus, zidane)}
+def test_seven_right_answers_beside_a_broken_image(graph: Service, bus: bytes, zidane: bytes) -> None:
+    alone = {photo: together(graph.url, [photo])[0].json()["images"][0] for photo in (bus, zidane)}
     bodies = [bus, zidane, bus, bus[:5000], zidane, bus, zidane, bus]
     largest = 0
     for _ in range(5):  # which requests meet in a batch is a matter of milliseconds; that some do is not
-        answers = together(server, bodies)
+        answers = together(graph.url, bodies)
         assert [a.status_code for a in answers] == [200, 200, 200, 400, 200, 200, 200, 200]
         assert answers[3].json()["code"] == "corrupt_image"
         for body, answer in zip(bodies, answers, strict=True):
@@ -30,9 +31,9 @@ def test_seven_right_answers_beside_a_broken_image(server: str, bus: bytes, zida
     assert largest > 1
 
 
-def test_batch_mates_keep_their_own_options(server: str, bus: bytes) -> None:
+def test_batch_mates_keep_their_own_options(graph: Service, bus: bytes) -> None:
     def ask(c: float) -> tuple[int, list[float]]:
-        with httpx.Client(base_url=server, timeout=60) as http:
+        with httpx.Client(base_url=graph.url, timeout=60) as http:
             answer = http.post("/v1/predict", params={"conf": c}, files={"file": bus}).json()
         image = answer["images"][0]
         return image["batch_size"], [r["confidence"] for r in image["results"]]

@@ -49,6 +49,10 @@ def test_the_service_says_that_it_is_the_bundled_one(bundled: Service) -> None:
         "classes": {str(i): n for i, n in enumerate(ROAD5)},
         "image_size": MANIFEST["image_size"],
         "device": "cpu",
+        "uri": str(weights.BUNDLED),
+        "previous": None,
+        "loading": None,
+        "refused": [],
     }
     assert any(line.startswith("Starting with the bundled model") for line in bundled.lines)
 

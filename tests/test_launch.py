@@ -73,7 +73,8 @@ def test_a_signal_ends_all_that_was_started(sent: signal.Signals) -> None:
     with running(config(free_port()), stop=sent) as service:
         assert httpx.get(f"{service.url}/readyz").status_code == 200
         family = psutil.Process(service.pid).children(recursive=True)
-        assert any("Detector" in "".join(p.cmdline()) for p in family)
+        assert any("Ingress" in "".join(p.cmdline()) for p in family)
+        assert any("haproxy" in "".join(p.cmdline()) for p in family)
         (dashboard,) = (p for p in family if any(part.endswith("dashboard.py") for part in p.cmdline()))
         ports = [c.laddr.port for c in dashboard.net_connections("tcp") if c.laddr.ip == "127.0.0.1" and not c.raddr]
         assert httpx.get(f"http://127.0.0.1:{ports[0]}/api/jobs/").status_code == 401, "Ray asks for its token"

@@ -8,7 +8,7 @@ import httpx
 
 from tests.test_errors import check
 
-BURST = 220  # the Preprocessor runs 4 and queues 64, so most of these find no place
+BURST = 220  # 160 images may wait (max_waiting_images), so some of these find no place
 
 
 def test_a_burst_is_refused_cleanly_and_the_service_recovers(server: str, bus: bytes) -> None:

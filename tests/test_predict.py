@@ -48,7 +48,6 @@ def test_the_answer_names_its_weights_and_its_request(client: httpx.Client, bus:
         "name": live.name,
         "sha256": live.sha256,
         "bundled": live.uri == str(weights.BUNDLED),
-        "version": None,
     }
     assert metadata["request_id"] == answer.headers["x-request-id"] == "my-id-1"
     assert metadata["image_count"] == 1

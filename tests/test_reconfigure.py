@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import psutil
-import pytest
 
-from loadtests.service import Service, config, deploy, detector, free_port, running
-
-
-@pytest.fixture(scope="module")
-def content() -> dict[str, Any]:
-    return config(free_port())
-
-
-@pytest.fixture(scope="module")
-def live(content: dict[str, Any]) -> Iterator[Service]:
-    with running(content) as service:
-        yield service
+from loadtests.service import Service, deploy, detector
 
 
 def change(service: Service, content: dict[str, Any], user_config: dict[str, Any]) -> None:
@@ -50,8 +38,10 @@ def eventually(holds: Callable[[], bool], timeout_s: float = 60) -> bool:
 
 
 def test_batch_settings_change_live_and_bad_ones_are_refused(
-    live: Service, content: dict[str, Any], bus: bytes
+    graph: Service, graph_config: dict[str, Any], bus: bytes
 ) -> None:
+    live, content = graph, graph_config
+    at_first = detector(content)["user_config"]
     before = detectors(live)
     assert len(before) == 1
     assert eventually(lambda: largest_batch(live, bus) > 1)
@@ -66,3 +56,5 @@ def test_batch_settings_change_live_and_bad_ones_are_refused(
         assert eventually(lambda seen=seen: any("user_config refused" in line for line in live.lines[seen:]))
         assert largest_batch(live, bus) == 1, "the old settings stay in force"
     assert detectors(live) == before, "no replica was restarted"
+    change(live, content, at_first)
+    assert eventually(lambda: largest_batch(live, bus) > 1)
