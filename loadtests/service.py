@@ -86,7 +86,7 @@ def running(content: dict[str, Any], stop: signal.Signals = signal.SIGINT) -> It
 def deploy(service: Service, content: dict[str, Any]) -> None:
     """What an operator types to apply a changed configuration. Raises CalledProcessError."""
     family = psutil.Process(service.pid).children(recursive=True)
-    (dashboard,) = (p for p in family if "dashboard.py" in str(p.cmdline()))
+    (dashboard,) = (p for p in family if "dashboard.py" in command(p))
     ports = [c.laddr.port for c in dashboard.net_connections("tcp") if c.laddr.ip == "127.0.0.1" and not c.raddr]
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(content, file)
@@ -94,6 +94,14 @@ def deploy(service: Service, content: dict[str, Any]) -> None:
         command = [f"{Path(sys.executable).parent}/serve", "deploy", "-a", f"http://127.0.0.1:{ports[0]}", file.name]
         env = os.environ | {"RAY_AUTH_MODE": "token"}
         subprocess.run(command, capture_output=True, timeout=60, check=True, env=env)
+
+
+def command(process: psutil.Process) -> str:
+    """What a process runs; nothing when it has just ended, as HAProxy does whenever it is told of a change."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def detector(content: dict[str, Any]) -> dict[str, Any]:

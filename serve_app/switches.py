@@ -15,7 +15,7 @@ PORTS = (  # that Ray would take at fixed numbers, all of them shared with whoev
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",  # Serve's own proxy, where HAProxy turns to while no replica is up
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
 )
-BLOCK = 20  # ports of one service's ingress replicas
+BLOCK = 20  # ports of one service: those four, and its ingress replicas
 SWITCHES = {
     # HAProxy in front of the replicas instead of Serve's proxy in Python: 0.5 ms of CPU a request instead of 7 ms, and
     # its manager's death loses no request.
@@ -34,20 +34,21 @@ def local(temp: Path) -> dict[str, str]:
     files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "METRICS_SOCKET_PATH": "metrics.sock"}
     files |= {"SERVER_STATE_BASE": "", "SERVER_STATE_FILE": "server-state"}
     paths = {f"RAY_SERVE_HAPROXY_{name}": str(temp / "haproxy" / file) for name, file in files.items()}
-    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     # A replica that stops waits 30 s for the HAProxies of other nodes to forget it; the only one here is told at once.
     own = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2"}
-    # Replicas share ports (SO_REUSEPORT): two services that chose the same one would answer each other's requests.
+    # Most of these are shared (SO_REUSEPORT): two services that took the same would answer each other's requests.
     first = free_block()
-    own |= {
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + BLOCK),
-    }
-    return SWITCHES | paths | own | {name: str(port) for name, port in ports.items()}
+    own["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] = str(first)
+    own["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"] = str(first + BLOCK - len(PORTS) - 1)
+    own |= {name: str(first + BLOCK - n) for n, name in enumerate(PORTS, 1)}
+    return SWITCHES | paths | own
 
 
 def free_block() -> int:
-    """The first of BLOCK TCP ports of 30000-31000, where Ray expects its replicas, that nothing listens on."""
+    """The first of BLOCK TCP ports of 30000-31000 that nothing listens on.
+
+    Ray expects its replicas there, and no connection is given one of them: the system's own begin at 32768.
+    """
     blocks = list(range(30000, 31000, BLOCK))
     random.shuffle(blocks)
     for first in blocks:
@@ -60,15 +61,3 @@ def listening(port: int) -> bool:
     """Whether a connection to this port of 127.0.0.1 is accepted."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_ports(count: int) -> list[int]:
-    """TCP ports that nothing listens on, chosen by the system."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()

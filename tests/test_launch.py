@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from loadtests.service import NotStarted, config, free_port, running
+from loadtests.service import NotStarted, command, config, free_port, running
 from serve_app.__main__ import main
 from tests.conftest import ROOT
 
@@ -73,9 +73,9 @@ def test_a_signal_ends_all_that_was_started(sent: signal.Signals) -> None:
     with running(config(free_port()), stop=sent) as service:
         assert httpx.get(f"{service.url}/readyz").status_code == 200
         family = psutil.Process(service.pid).children(recursive=True)
-        assert any("Ingress" in "".join(p.cmdline()) for p in family)
-        assert any("haproxy" in "".join(p.cmdline()) for p in family)
-        (dashboard,) = (p for p in family if any(part.endswith("dashboard.py") for part in p.cmdline()))
+        commands = {p: command(p) for p in family}
+        assert any("Ingress" in told for told in commands.values())
+        (dashboard,) = (p for p, told in commands.items() if "dashboard.py" in told)
         ports = [c.laddr.port for c in dashboard.net_connections("tcp") if c.laddr.ip == "127.0.0.1" and not c.raddr]
         assert httpx.get(f"http://127.0.0.1:{ports[0]}/api/jobs/").status_code == 401, "Ray asks for its token"
         folder = next(line for line in service.lines if "Ray's files are in" in line).split()[-1]

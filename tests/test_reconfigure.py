@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import psutil
 
-from loadtests.service import Service, deploy, detector
+from loadtests.service import Service, command, deploy, detector
 
 
 def change(service: Service, content: dict[str, Any], user_config: dict[str, Any]) -> None:
@@ -19,7 +19,7 @@ def change(service: Service, content: dict[str, Any], user_config: dict[str, Any
 
 
 def detectors(service: Service) -> set[int]:
-    return {p.pid for p in psutil.Process(service.pid).children(recursive=True) if "Detector" in str(p.cmdline())}
+    return {p.pid for p in psutil.Process(service.pid).children(recursive=True) if "Detector" in command(p)}
 
 
 def largest_batch(service: Service, photo: bytes) -> int:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from loadtests import s3
-from loadtests.service import NotStarted, Service, config, free_port, running
+from loadtests.service import NotStarted, Service, command, config, free_port, running
 from loadtests.swaps import REASONS, Operator, Versions, asking, judge
 from serve_app.weights import Pinned
 from tests.test_reconfigure import eventually
@@ -84,7 +84,7 @@ def test_a_new_replica_serves_what_the_others_do_when_its_orders_are_refused(liv
     assert live.operator.swap("new", good.uri).seen == "live"
     assert live.operator.swap("NaN", live.versions.broken("NaN")).seen == "not_finite"
     family = psutil.Process(live.service.pid).children(recursive=True)
-    victim = next(p for p in family if "Ingress" in str(p.cmdline()))
+    victim = next(p for p in family if "Ingress" in command(p))
     seen = len(live.service.lines)
     victim.kill()
     assert eventually(lambda: any(f"weights live: {good.uri}" in line for line in live.service.lines[seen:]))
