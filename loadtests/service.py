@@ -91,13 +91,13 @@ def deploy(service: Service, content: dict[str, Any]) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(content, file)
         file.flush()
-        command = [f"{Path(sys.executable).parent}/serve", "deploy", "-a", f"http://127.0.0.1:{ports[0]}", file.name]
+        typed = [f"{Path(sys.executable).parent}/serve", "deploy", "-a", f"http://127.0.0.1:{ports[0]}", file.name]
         env = os.environ | {"RAY_AUTH_MODE": "token"}
-        subprocess.run(command, capture_output=True, timeout=60, check=True, env=env)
+        subprocess.run(typed, capture_output=True, timeout=60, check=True, env=env)
 
 
 def command(process: psutil.Process) -> str:
-    """What a process runs; nothing when it has just ended, as HAProxy does whenever it is told of a change."""
+    """What a process runs; nothing when it has just ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
