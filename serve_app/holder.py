@@ -39,11 +39,9 @@ class Holder:
         """The identity, and a reference in a list, so that Ray passes it on instead of the bytes."""
         pinned = self._pinned.get(uri) or loader.pin(uri, settings)
         if anew or pinned.sha256 not in self._held:
-            _, content = loader.fetch(pinned.uri, settings)
+            content = np.frombuffer(loader.content(pinned, settings), np.uint8)
             self._held.pop(pinned.sha256, None)
-            self._held[pinned.sha256] = ray.put(
-                np.frombuffer(content, np.uint8)
-            )  # an array is mapped, bytes are copied
+            self._held[pinned.sha256] = ray.put(content)  # an array is mapped by its readers, bytes would be copied
         self._pinned[uri] = self._pinned[pinned.uri] = pinned
         for old in list(self._held)[:-KEPT]:
             del self._held[old]

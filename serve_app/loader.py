@@ -1,4 +1,4 @@
-"""From an address to weights that may serve: fetch → verify → load → warm → golden set. Knows nothing of Ray.
+"""From an address to weights that may serve: fetch → verify → load → compile → warm → golden set. Knows nothing of Ray.
 
 Each step can refuse, with its own reason; what was live before is not touched.
 """
@@ -52,12 +52,17 @@ def pin(uri: str, settings: AppSettings) -> Pinned:
     return Store(settings.s3_endpoint_url).pin(uri) if uri.startswith(SCHEME) else local(uri)
 
 
-def fetch(uri: str, settings: AppSettings) -> Content:
+def content(pinned: Pinned, settings: AppSettings) -> memoryview:
     """The pinned bytes, by way of this machine's cache where they are in S3. Raises WeightsError."""
-    pinned = pin(uri, settings)
     s3 = pinned.uri.startswith(SCHEME)
     path = Store(settings.s3_endpoint_url).fetch(pinned, ROOT / settings.weights_cache) if s3 else Path(pinned.uri)
-    return pinned, memoryview(path.read_bytes())
+    return memoryview(path.read_bytes())
+
+
+def fetch(uri: str, settings: AppSettings) -> Content:
+    """`pin` and `content` in one."""
+    pinned = pin(uri, settings)
+    return pinned, content(pinned, settings)
 
 
 def load(
@@ -75,11 +80,11 @@ def load(
     with timed("import", seconds):
         from serve_app.model import read_checkpoint  # torch and Ultralytics, only where a network runs
     with timed("fetch", seconds):
-        pinned, content = get(uri)
+        pinned, found = get(uri)
     with timed("verify", seconds):
-        verify(pinned, content, size)
+        verify(pinned, found, size)
     with timed("load", seconds):
-        network = read_checkpoint(io.BytesIO(content), pinned.uri)
+        network = read_checkpoint(io.BytesIO(found), pinned.uri)
     with timed("compile", seconds):
         model = engine(network, settings, size, device)
     manifest = pinned.manifest
