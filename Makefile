@@ -7,7 +7,7 @@ MODEL ?= auto
 export YOLO_AUTOINSTALL := false
 
 .DEFAULT_GOAL := help
-.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights bench decoding lock clean
+.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights bench bench-gpu tune plane soak decoding lock clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -41,14 +41,26 @@ fuzz: .venv/dev ## 10,000 mutated images and bodies against the running service
 drill-weights: .venv/dev ## swap weights under load, half of them broken: what clients saw
 	@$(BIN)/python -m loadtests.swaps
 
-bench: .venv/dev ## the service against its own engine: throughput, latency, CPU per process
+bench: .venv/dev ## the service against its own engine: throughput, latency, CPU per process, bench.png
 	@$(BIN)/python -m loadtests.bench --photos $(SHARED)/images/coco128-val
+
+bench-gpu: ## the CUDA engine alone, on any machine with PyTorch, NumPy, OpenCV and Ultralytics: no .venv, no Ray
+	@$(PYTHON) -m loadtests.gpu
+
+tune: .venv/dev ## the batch size and wait that suit this machine, as a patch of the config
+	@$(BIN)/python -m loadtests.tune --photos $(SHARED)/images/coco128-val
+
+plane: .venv/dev ## everything but the network: how many CPU cores feed one GPU
+	@$(BIN)/python -m loadtests.plane --photos $(SHARED)/images/coco128-val
+
+soak: .venv/dev ## half an hour at 80 % load: errors and memory of each process
+	@$(BIN)/python -m loadtests.soak --photos $(SHARED)/images/coco128-val
 
 decoding: .venv/dev ## what decoding JPEGs at a reduced scale saves and costs
 	@$(BIN)/python -m loadtests.decoding --data $(SHARED)
 
 lock: ## write the newest versions that pyproject.toml allows to constraints.txt
-	@$(PYTHON) -m venv --clear .venv-lock && .venv-lock/bin/python -m pip install -q '.[cpu,load,dev]'
+	@$(PYTHON) -m venv --clear .venv-lock && .venv-lock/bin/python -m pip install -q '.[cpu,int8,load,dev]'
 	@.venv-lock/bin/python -m pip freeze --exclude image-recognition | sed 's/+.*//' > constraints.txt && rm -r .venv-lock
 
 clean: ## remove what the other targets made, except weights
@@ -61,5 +73,5 @@ clean: ## remove what the other targets made, except weights
 	@touch $@
 
 .venv/dev: .venv/serve
-	@$(PIP) --editable '.[cpu,load,dev]'
+	@$(PIP) --editable '.[cpu,int8,load,dev]'
 	@touch $@

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
-from loadtests.photos import bus
 from loadtests.service import Service, config, free_port, running
+from serve_app.photos import bus
 
 
 def bomb_png() -> bytes:

@@ -1,43 +1,28 @@
 """`make bench`: the service against its own engine, in one run: alternating, so that a noisy machine is fair to all.
 
-(a) the engine alone  (b) JPEG to boxes in one process, without Ray or HTTP  (c) the service
+The engine alone; JPEG to boxes in one process, without Ray or HTTP; the service. With photos as they are, and of 12 MP.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import httpx
-import psutil
-
-from loadtests import photos
-from loadtests.service import Service, config, free_port, running
-from serve_app import boxes, image, loader
+from loadtests import clients
+from loadtests.clients import Measured, summary
+from loadtests.decoding import enlarge
+from loadtests.service import config, free_port, running
+from serve_app import boxes, image, loader, photos
 from serve_app.loader import Loaded
 from serve_app.settings import AppSettings
 
-Results = dict[str, list[dict[str, Any]]]
-WARM_UP_S = 3.0
-KNOWN = ("haproxy", "raylet", "gcs_server", "dashboard", "log_monitor", "runtime_env")
-
-
-class Measured(NamedTuple):
-    """One measurement: images per second, latencies in milliseconds, CPU-milliseconds per image by process."""
-
-    rate: float
-    p50: float
-    p95: float
-    p99: float
-    errors: int
-    cpu_ms: dict[str, float]
+Results = dict[str, list[Measured]]
+LARGE = "12 MP"
 
 
 def in_process(loaded: Loaded, size: int, content: list[bytes], seconds: float) -> Measured:
@@ -45,8 +30,7 @@ def in_process(loaded: Loaded, size: int, content: list[bytes], seconds: float) 
 
     def once(n: int) -> None:
         squares, box = image.prepare(content[n % len(content)], size, 52_000_000)
-        found = boxes.candidates(loaded.model(squares[None])[0], 0.25, None)
-        boxes.to_photo(boxes.non_max_suppression(found, 0.7, 300), box)
+        boxes.final(loaded.model(squares[None])[0], box, 0.25)
 
     return loop(once, seconds)
 
@@ -60,63 +44,7 @@ def loop(once: Callable[[int], object], seconds: float) -> Measured:
     while (started := time.perf_counter()) < begun + seconds:
         once(len(times))
         times.append(time.perf_counter() - started)
-    spent = (time.process_time() - cpu) * 1000 / len(times)
-    return summary(times, time.perf_counter() - begun, 0, {"this process": spent})
-
-
-def summary(times: list[float], took: float, errors: int, cpu_ms: dict[str, float]) -> Measured:
-    """Rates and percentiles."""
-    cuts = statistics.quantiles([t * 1000 for t in times], n=100)
-    return Measured(len(times) / took, cuts[49], cuts[94], cuts[98], errors, cpu_ms)
-
-
-async def clients(url: str, content: list[bytes], count: int, seconds: float, pid: int) -> Measured:
-    """Keep-alive clients, each sending one photo after the other; the first seconds are not counted."""
-    times: list[float] = []
-    errors = 0
-    begin = time.perf_counter() + WARM_UP_S
-    end = begin + seconds
-    before: dict[int, tuple[str, float]] = {}
-
-    async def one(n: int) -> None:
-        nonlocal errors
-        async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as http:
-            while (started := time.perf_counter()) < end:
-                body = content[n % len(content)]
-                answer = await http.post("/v1/predict", content=body, headers={"Content-Type": "image/jpeg"})
-                done = time.perf_counter()
-                if answer.status_code != httpx.codes.OK:
-                    errors += 1
-                    await asyncio.sleep(float(answer.headers.get("Retry-After", 1)))
-                elif begin <= done < end:
-                    times.append(done - started)
-                n += count
-
-    async def watch() -> None:
-        await asyncio.sleep(WARM_UP_S)
-        before.update(cpu_seconds(pid))
-
-    await asyncio.gather(watch(), *(one(n) for n in range(count)))
-    after = cpu_seconds(pid)
-    done = max(len(times), 1)
-    spent: dict[str, float] = {}
-    for process, (name, total) in after.items():
-        spent[name] = spent.get(name, 0) + (total - before.get(process, (name, total))[1]) * 1000 / done
-    return summary(times, seconds, errors, {k: v for k, v in sorted(spent.items(), key=lambda kv: -kv[1]) if v > 0.2})
-
-
-def cpu_seconds(pid: int) -> dict[int, tuple[str, float]]:
-    """Each process of the service: what it does, and its CPU time so far. Ray renames its processes while they run."""
-    spent = {}
-    for process in psutil.Process(pid).children(recursive=True):
-        try:
-            times, words = process.cpu_times(), process.cmdline()
-        except psutil.Error:
-            continue
-        name = words[0] if words and words[0].startswith("ray::") else Path(words[-1] if words else "?").name
-        name = next((k for k in KNOWN if any(k in word for word in words)), name)
-        spent[process.pid] = name.split(".")[0].removeprefix("ray::"), times.user + times.system
-    return spent
+    return summary(times, time.perf_counter() - begun, 0, {"this process": time.process_time() - cpu})
 
 
 def photos_of(folder: Path | None) -> list[bytes]:
@@ -134,49 +62,68 @@ def run(content: list[bytes], counts: list[int], seconds: float, rounds: int, se
     get = partial(loader.fetch, settings=args)
     loaded = loader.load(pinned.uri, get, settings=args, size=size, device="cpu", batch_sizes={1})
     square = image.prepare(content[0], size, 52_000_000)[0][None]
-    found: dict[str, list[Measured]] = {}
+    large = [enlarge(photos.bus(), 3.7)]  # 2,997 x 3,996
+    found: Results = {}
     with running(config(free_port(), **settings)) as service:
         measures: dict[str, Callable[[], Measured]] = {
             "engine": partial(loop, lambda _: loaded.model(square), seconds),
             "in process": partial(in_process, loaded, size, content, seconds),
         }
         for count in counts:
-            measures[f"{count} clients"] = partial(served, service, content, count, seconds)
+            measures[f"{count} clients"] = partial(clients.measure, service.url, content, count, seconds, service.pid)
+        measures[f"in process, {LARGE}"] = partial(in_process, loaded, size, large, seconds)
+        measures[f"8 clients, {LARGE}"] = partial(clients.measure, service.url, large, 8, seconds, service.pid)
         for _ in range(rounds):
             for name, measure in measures.items():
                 found.setdefault(name, []).append(measure())
-                print(f"{name:14s}", line(found[name][-1]), flush=True)
-    base = statistics.median(m.rate for m in found["in process"])
-    print(f"\n{'median of ' + str(rounds):14s}  img/s   ÷ in process   p50 ms   p95 ms   p99 ms")
+                print(f"{name:19s}", found[name][-1], flush=True)
+    return found
+
+
+def table(found: Results) -> None:
+    """Medians, and each against the in-process loop with the same photos."""
+    rounds = max(map(len, found.values()))
+    print(f"\n{'median of ' + str(rounds):19s}  img/s   ÷ in process   p50 ms   p95 ms   p99 ms")
     for name, several in found.items():
+        base = statistics.median(m.rate for m in found["in process" + (f", {LARGE}" if LARGE in name else "")])
         rate = statistics.median(m.rate for m in several)
         p50, p95, p99 = (statistics.median(getattr(m, p) for m in several) for p in ("p50", "p95", "p99"))
-        print(f"{name:14s} {rate:6.1f}   {rate / base:12.2f} {p50:8.1f} {p95:8.1f} {p99:8.1f}")
-    return {name: [m._asdict() for m in several] for name, several in found.items()}
+        print(f"{name:19s} {rate:6.1f}   {rate / base:12.2f} {p50:8.1f} {p95:8.1f} {p99:8.1f}")
 
 
-def served(service: Service, content: list[bytes], count: int, seconds: float) -> Measured:
-    """The service at a number of clients."""
-    return asyncio.run(clients(service.url, content, count, seconds, service.pid))
+def plot(found: Results, path: Path) -> None:
+    """Rates and latencies over clients, as a picture; needs matplotlib, which the `load` extra brings."""
+    import matplotlib as mpl
 
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
 
-def line(m: Measured) -> str:
-    """One measurement, to read while it runs."""
-    spent = ", ".join(f"{k} {v:.1f}" for k, v in list(m.cpu_ms.items())[:7])
-    return f"{m.rate:6.1f} img/s  p50 {m.p50:6.1f}  p95 {m.p95:6.1f} ms  errors {m.errors}  CPU-ms/img: {spent}"
+    counts = {int(name.split()[0]): several for name, several in found.items() if name.endswith("clients")}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    left.plot(list(counts), [statistics.median(m.rate for m in s) for s in counts.values()], "o-", label="service")
+    for name, style in (("engine", ":"), ("in process", "--")):
+        left.axhline(statistics.median(m.rate for m in found[name]), ls=style, color="grey", label=name)
+    for p in ("p50", "p95", "p99"):
+        right.plot(list(counts), [statistics.median(getattr(m, p) for m in s) for s in counts.values()], "o-", label=p)
+    left.set(xlabel="clients", ylabel="images/s", xscale="log", ylim=0)
+    right.set(xlabel="clients", ylabel="ms", xscale="log", yscale="log")
+    for axes in (left, right):
+        axes.set_xticks(list(counts), map(str, counts))
+        axes.minorticks_off()
+        axes.legend()
+    figure.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="folder of JPEGs")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 128])
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the application")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, default=Path("bench.png"))
     asked = parser.parse_args()
-    results = run(
-        photos_of(asked.photos), asked.clients, asked.seconds, asked.rounds, dict(s.split("=", 1) for s in asked.set)
-    )
-    if asked.json:
-        asked.json.write_text(json.dumps(results, indent=1))
+    chosen = dict(s.split("=", 1) for s in asked.set)
+    results = run(photos_of(asked.photos), asked.clients, asked.seconds, asked.rounds, chosen)
+    table(results)
+    plot(results, asked.plot)

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from loadtests import photos
 from loadtests.accuracy import score
-from serve_app import boxes, image, loader
+from serve_app import boxes, image, loader, photos
 from serve_app.image import Letterbox
 from serve_app.loader import Loaded
 from serve_app.settings import AppSettings
@@ -55,8 +54,7 @@ def seconds(prepare: Prepare, data: bytes, size: int) -> float:
 def detect(loaded: Loaded, prepare: Prepare, data: bytes, size: int) -> dict[str, Any]:
     """An answer like the service's."""
     square, box = prepare(data, size)
-    found = boxes.candidates(loaded.model(square[None])[0], 0.001, None)
-    at = boxes.to_photo(boxes.non_max_suppression(found, 0.7, 300), box)
+    at = boxes.final(loaded.model(square[None])[0], box, 0.001)
     rows = zip(at.xyxy.astype(float).tolist(), at.confidence.astype(float).tolist(), at.class_id.tolist(), strict=True)
     results = [
         {"class": k, "confidence": s, "box": dict(zip(("x1", "y1", "x2", "y2"), b, strict=True))} for b, s, k in rows

@@ -23,8 +23,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from loadtests.abuse import memory
-from loadtests.photos import bus
 from loadtests.service import Service, config, free_port, running
+from serve_app.photos import bus
 
 OPTIONS = ("conf", "iou", "classes", "max_det", "format", "normalize", "decimals", "unknown")
 VALUES: tuple[object, ...] = (0, 1, 0.5, -1, 1e308, "nan", "", "0,1", [0, 1], {}, None, True, "json", "coco", "\ud800")

@@ -23,9 +23,9 @@ from typing import Any
 import httpx
 import torch
 
-from loadtests import photos, s3
+from loadtests import s3
 from loadtests.service import Service, config, deploy, detector, free_port, running
-from serve_app import golden
+from serve_app import golden, photos
 from serve_app.model import TorchModel, read_checkpoint
 from serve_app.store import Address, Store
 from serve_app.weights import BUNDLED, Manifest, Pinned, local, sha256_of

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
 def serve(args: argparse.Namespace) -> int:
     """Runs the service in the foreground."""
     temp = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Ray's socket paths may have 107 characters
-    for name, value in switches.SWITCHES.items():
+    for name, value in switches.local(temp).items():
         os.environ.setdefault(name, value)
     from serve_app import launch  # after the switches; and Ray takes 2 s to import
 

@@ -10,7 +10,6 @@ import base64
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +18,6 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, PositiveFloat
 
 from serve_app import boxes, drawing, image
 from serve_app.errors import GoldenFailed
-
-if TYPE_CHECKING:
-    from serve_app.boxes import Detections
 
 Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 SURE = 0.5  # an object found with less confidence is not counted as extra
@@ -73,8 +69,7 @@ class Golden(BaseModel):
 def found(forward: Forward, names: tuple[str, ...], photo: bytes, size: int, conf: float) -> list[Expected]:
     """What a network finds on a photo, surest first."""
     square, box = image.prepare(photo, size, MAX_PIXELS)
-    kept = boxes.non_max_suppression(boxes.candidates(forward(square[None])[0], conf, None), 0.7, 300)
-    at: Detections = boxes.to_photo(kept, box)
+    at = boxes.final(forward(square[None])[0], box, conf)
     rows = zip(at.xyxy.astype(float).round(1).tolist(), at.confidence.tolist(), at.class_id.tolist(), strict=True)
     return [Expected(name=names[k], box=tuple(xyxy), score=round(score, 3)) for xyxy, score, k in rows]
 

@@ -7,7 +7,6 @@ a Ray that happens to run already is left alone, and the URL is printed once eve
 from __future__ import annotations
 
 import errno
-import importlib.util
 import signal
 import socket
 import time
@@ -22,7 +21,7 @@ import yaml
 from ray import serve
 from ray.serve.scripts import cli as serve_cli
 
-from serve_app import auth, configuration, loader
+from serve_app import auth, configuration, loader, photos
 from serve_app.errors import WeightsError
 from serve_app.settings import AppSettings
 from serve_app.weights import BUNDLED, ROOT
@@ -116,9 +115,8 @@ def wait_until_ready(url: str) -> None:
 
 
 def example() -> Path:
-    """A photo for the first try: the bus of the Ultralytics package, found without importing it (3 s)."""
-    found = importlib.util.find_spec("ultralytics")
-    photo = (Path(found.origin).parent if found and found.origin else ROOT) / "assets" / "bus.jpg"
+    """A photo for the first try, as one would type its path."""
+    photo = photos.files()[0]
     return photo.relative_to(Path.cwd()) if photo.is_relative_to(Path.cwd()) else photo
 
 

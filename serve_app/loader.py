@@ -86,7 +86,7 @@ def load(
     with timed("load", seconds):
         network = read_checkpoint(io.BytesIO(found), pinned.uri)
     with timed("compile", seconds):
-        model = engine(network, settings, size, device)
+        model = engine(network, pinned.sha256, settings, size, device)
     manifest = pinned.manifest
     if manifest and manifest.class_names != model.class_names:
         raise WrongWeights(f"{pinned.uri} knows other classes than its manifest says: {model.class_names}")
@@ -104,17 +104,20 @@ def load(
     return loaded
 
 
-def engine(network: DetectionModel, settings: AppSettings, size: int, device: str) -> Model:
+def engine(network: DetectionModel, sha256: str, settings: AppSettings, size: int, device: str) -> Model:
     """The network, ready to run: CUDA on a GPU, else OpenVINO, or plain PyTorch where that is asked for."""
-    from serve_app.model import CudaModel, TorchModel
+    from serve_app.model import CudaModel, TorchModel, names_of
 
     if device == "cuda":
         return CudaModel(network, size)
     if settings.engine == "torch":
         return TorchModel(network, settings.cpu_threads)
-    from serve_app.openvino_model import OpenVinoModel
+    from serve_app import openvino_model, quantised
 
-    return OpenVinoModel(network, size, settings.precision, settings.cpu_threads)
+    graph = openvino_model.graph(network, size)
+    if settings.precision == "int8":
+        graph = quantised.quantised(graph, sha256, size, ROOT / settings.weights_cache)
+    return openvino_model.OpenVinoModel(graph, names_of(network), settings.precision, settings.cpu_threads)
 
 
 def verify(pinned: Pinned, content: memoryview, size: int) -> None:

@@ -155,6 +155,15 @@ class CudaModel:
         self._lock = threading.Lock()  # the buffers of a graph are one batch's at a time
         self._graphs: dict[int, tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
+    def captured(self, n: int) -> Any:  # noqa: ANN401 - torch.cuda.CUDAGraph, which is not typed
+        """The graph of one of BUCKETS, for measuring it alone."""
+        return self._buffers(n)[0]
+
+    def _buffers(self, n: int) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        if n not in self._graphs:
+            self._graphs[n] = self._capture(n)
+        return self._graphs[n]
+
     def _capture(self, n: int) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """(graph, pinned squares, squares, heads, pinned heads) for batches of n."""
         shape = (n, self._size, self._size, 3)
@@ -184,9 +193,7 @@ class CudaModel:
             return np.concatenate([self(squares_nhwc[i : i + most]) for i in range(0, n, most)])
         with self._lock:
             bucket = next(b for b in self.BUCKETS if b >= n)
-            if bucket not in self._graphs:
-                self._graphs[bucket] = self._capture(bucket)
-            graph, staging, squares, heads, answer = self._graphs[bucket]
+            graph, staging, squares, heads, answer = self._buffers(bucket)
             staging[:n].numpy()[...] = squares_nhwc
             squares[:n].copy_(staging[:n], non_blocking=True)
             graph.replay()

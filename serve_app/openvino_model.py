@@ -17,22 +17,28 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino.preprocess import PrePostProcessor
 
-from serve_app.model import names_of, traced
+from serve_app.model import traced
 
 if TYPE_CHECKING:
     from serve_app.model import DetectionModel
     from serve_app.settings import Precision
 
-HINTS = {"float32": "f32", "bfloat16": "bf16"}
+HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # of int8, what is not int8
 
 
 class OpenVinoModel:
-    """See `model.Model`. Precision `auto` is bfloat16 where the CPU has it, else float32."""
+    """See `model.Model`. Precision `auto` is bfloat16 where the CPU has it, else float32; int8 is in the graph."""
 
     device = "cpu"
 
-    def __init__(self, network: DetectionModel, size: int, precision: Precision, cpu_threads: int | None) -> None:
-        self.class_names = names_of(network)
+    def __init__(
+        self,
+        graph: Any,  # noqa: ANN401 - OpenVINO's own type
+        class_names: tuple[str, ...],
+        precision: Precision = "auto",
+        cpu_threads: int | None = None,
+    ) -> None:
+        self.class_names = class_names
         core = ov.Core()
         if precision == "auto":
             able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -44,7 +50,7 @@ class OpenVinoModel:
             "INFERENCE_NUM_THREADS": cpu_threads or os.cpu_count() or 1,
             "ENABLE_CPU_PINNING": False,  # replicas that pin would all pin to the same cores
         }
-        self._compiled = core.compile_model(graph(network, size), "CPU", options)
+        self._compiled = core.compile_model(graph, "CPU", options)
         self._idle: SimpleQueue[Any] = SimpleQueue()
 
     def __call__(self, squares_nhwc: NDArray[np.uint8]) -> NDArray[np.float32]:

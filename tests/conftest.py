@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from loadtests import photos
 from loadtests.service import ROOT, Service, config, free_port, running
+from serve_app import photos
 from serve_app.configuration import apart
 
 SHARED = ROOT.parent / "shared"  # photos and weights that may not be part of this repository; used where present

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -59,8 +60,9 @@ def test_what_cannot_be_served_is_said_at_once(args: dict, message: str, tmp_pat
     ],
 )
 def test_a_config_that_is_none(
-    text: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # else services started later would share this one's ports
     path = tmp_path / "config.yaml"
     if text:
         path.write_text(text)

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from serve_app import boxes, image, weights
+from serve_app import boxes, golden, image, quantised, weights
 from serve_app.errors import WeightsError
-from serve_app.model import DetectionModel, TorchModel, read_checkpoint
-from serve_app.openvino_model import OpenVinoModel
+from serve_app.model import DetectionModel, TorchModel, names_of, read_checkpoint
+from serve_app.openvino_model import OpenVinoModel, graph
+from serve_app.settings import Precision
 
 
 class Attack:
@@ -126,7 +127,11 @@ def test_boxes_agree_with_ultralytics_forward_and_nms(
 
 @pytest.fixture(scope="module", params=["float32", "auto"])
 def openvino(request: pytest.FixtureRequest, path: Path) -> OpenVinoModel:
-    return OpenVinoModel(read_checkpoint(path), 640, request.param, None)
+    return compiled(read_checkpoint(path), request.param)
+
+
+def compiled(network: DetectionModel, precision: Precision) -> OpenVinoModel:
+    return OpenVinoModel(graph(network, 640), names_of(network), precision)
 
 
 def test_openvino_agrees_with_pytorch(model: TorchModel, openvino: OpenVinoModel, bus: bytes, zidane: bytes) -> None:
@@ -142,6 +147,33 @@ def test_openvino_agrees_with_pytorch(model: TorchModel, openvino: OpenVinoModel
             assert iou(one, other) >= (0.999 if exact else 0.9)
 
 
+def test_int8_is_calibrated_once_and_finds_the_same(
+    model: TorchModel, path: Path, tmp_path: Path, bus: bytes, zidane: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is surely there is found, to 0.85 IoU and 0.2 of its score."""
+    plain = graph(read_checkpoint(path), 640)
+    quantised.quantised(plain, "hash", 640, tmp_path)
+    monkeypatch.setattr(quantised, "calibrate", None)
+    kept = quantised.quantised(plain, "hash", 640, tmp_path)
+    with pytest.raises(TypeError):
+        quantised.quantised(plain, "another hash", 640, tmp_path)
+    assert sorted(f.suffix for f in tmp_path.iterdir()) == [".bin", ".xml"]
+    network = OpenVinoModel(kept, model.class_names, "int8")
+    for photo in (bus, zidane):
+        wanted = [o for o in golden.found(model, model.class_names, photo, 640, 0.5) if o.score >= 0.6]
+        got = golden.found(network, model.class_names, photo, 640, 0.4)
+        assert wanted
+        for want in wanted:
+            same = [o for o in got if o.name == want.name and abs(o.score - want.score) <= 0.2]
+            assert max(golden.overlap(o.box, want.box) for o in same) >= 0.85
+
+
+def test_int8_without_nncf_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(RuntimeError, match=r"pip install '.\[int8\]'"):
+        quantised.quantised(None, "hash", 640, tmp_path)
+
+
 def corners(xywh: np.ndarray) -> np.ndarray:
     centre, half = xywh[:2], xywh[2:] / 2
     return np.concatenate([centre - half, centre + half]).T
@@ -150,7 +182,7 @@ def corners(xywh: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("engine", ["torch", "float32", "auto"])
 def test_alone_and_in_a_batch_the_answer_is_the_same(engine: str, path: Path, bus: bytes, zidane: bytes) -> None:
     read = read_checkpoint(path)
-    network = TorchModel(read) if engine == "torch" else OpenVinoModel(read, 640, engine, None)
+    network = TorchModel(read) if engine == "torch" else compiled(read, engine)
     batch = squares(bus, zidane, bus)
     alone = np.concatenate([network(one[None]) for one in batch])
     together = network(batch)

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 import pytest
 
-from loadtests import photos, s3
-from serve_app import golden, loader, store
+from loadtests import s3
+from serve_app import golden, loader, photos, store
 from serve_app.__main__ import main
 from serve_app.errors import DamagedWeights, DeniedWeights, MissingWeights, UnreachableStore
 from serve_app.settings import AppSettings

@@ -1,0 +1,103 @@
+"""Clients that send photos to a running service, and what that cost it."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import aiohttp
+import psutil
+
+WARM_UP_S = 3.0
+KNOWN = ("haproxy", "raylet", "gcs_server", "dashboard", "log_monitor", "runtime_env")
+
+
+class Measured(NamedTuple):
+    """One measurement: images per second, latencies in milliseconds, CPU-milliseconds per image by process."""
+
+    rate: float
+    p50: float
+    p95: float
+    p99: float
+    errors: int
+    cpu_ms: dict[str, float]
+
+    def __str__(self) -> str:
+        spent = ", ".join(f"{k} {v:.1f}" for k, v in list(self.cpu_ms.items())[:7])
+        return (
+            f"{self.rate:6.1f} img/s  p50 {self.p50:6.1f}  p95 {self.p95:6.1f} ms  errors {self.errors}  "
+            f"CPU-ms/img: {spent}"
+        )
+
+
+def summary(times: list[float], took: float, errors: int, cpu_s: dict[str, float]) -> Measured:
+    """Rates and percentiles of latencies in seconds."""
+    cuts = statistics.quantiles([t * 1000 for t in times], n=100)
+    cpu_ms = {name: spent * 1000 / len(times) for name, spent in cpu_s.items()}
+    shown = {k: v for k, v in sorted(cpu_ms.items(), key=lambda kv: -kv[1]) if v > 0.1}
+    return Measured(len(times) / took, cuts[49], cuts[94], cuts[98], errors, shown)
+
+
+def measure(url: str, content: list[bytes], count: int, seconds: float, pid: int) -> Measured:
+    """So many clients with a connection each, sending one photo after the other; the first seconds are not counted."""
+    return asyncio.run(_measure(url, content, count, seconds, pid))
+
+
+async def _measure(url: str, content: list[bytes], count: int, seconds: float, pid: int) -> Measured:
+    times: list[float] = []
+    errors = 0
+    begin = time.perf_counter() + WARM_UP_S
+    end = begin + seconds
+
+    async def one(n: int) -> None:
+        nonlocal errors
+        while (started := time.perf_counter()) < end:
+            body = content[n % len(content)]
+            async with http.post("/v1/predict", data=body, headers={"Content-Type": "image/jpeg"}) as answer:
+                await answer.read()
+            done = time.perf_counter()
+            if not answer.ok:
+                errors += 1
+                await asyncio.sleep(float(answer.headers.get("Retry-After", 1)))
+            elif begin <= done < end:
+                times.append(done - started)
+            n += count
+
+    async def watch() -> dict[str, float]:
+        await asyncio.sleep(WARM_UP_S)
+        before, own = cpu_seconds(pid), time.process_time()
+        await asyncio.sleep(end - time.perf_counter())
+        spent = {"these clients": time.process_time() - own}
+        for process, (name, total) in cpu_seconds(pid).items():
+            spent[name] = spent.get(name, 0) + total - before.get(process, (name, total))[1]
+        return spent
+
+    # aiohttp, as httpx costs 2 ms of CPU a request, on the cores that the service has
+    async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=count)) as http:
+        watching = asyncio.create_task(watch())
+        await asyncio.gather(*(one(n) for n in range(count)))
+    return summary(times, seconds, errors, await watching)
+
+
+def cpu_seconds(pid: int) -> dict[int, tuple[str, float]]:
+    """Each process of the service: what it does, and its CPU time so far. Ray renames its processes while they run."""
+    spent = {}
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            times = process.cpu_times()
+            spent[process.pid] = name_of(process), times.user + times.system
+        except psutil.Error:
+            continue
+    return spent
+
+
+def name_of(process: psutil.Process) -> str:
+    """What a process of Ray does."""
+    words = process.cmdline()
+    if words and words[0].startswith("ray::"):
+        return words[0].removeprefix("ray::")
+    file = Path(words[-1] if words else "?").name.split(".")[0]
+    return next((k for k in KNOWN if any(k in word for word in words)), file)

@@ -1,0 +1,91 @@
+"""`make soak`: half an hour at 80 % of what the service can do: errors, and each process's memory over time."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+import psutil
+
+from loadtests import clients
+from loadtests.bench import photos_of
+from loadtests.service import Service, config, free_port, running
+
+Memory = dict[str, list[tuple[float, float]]]  # by process: (seconds, MB)
+SETTLED = 0.2  # of the run; allocators and caches have found their size by then
+
+
+def resident(pid: int) -> dict[str, float]:
+    """Megabytes of each process of the service, less what it shares."""
+    found: dict[str, float] = {}
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            memory, name = process.memory_info(), clients.name_of(process).split(".")[0]
+        except psutil.Error:
+            continue
+        found[name] = found.get(name, 0) + (memory.rss - memory.shared) / 1e6
+    return found
+
+
+async def load(service: Service, content: list[bytes], rate: float, seconds: float, memory: Memory) -> dict[int, int]:
+    """Sends `rate` photos a second, whatever the service does with them; returns how often each status came."""
+    statuses: dict[int, int] = {}
+    began = time.monotonic()
+
+    async def one(n: int) -> None:
+        data = content[n % len(content)]
+        try:
+            async with http.post("/v1/predict", data=data, headers={"Content-Type": "image/jpeg"}) as answer:
+                await answer.read()
+                status = answer.status
+        except aiohttp.ClientError:
+            status = 0
+        statuses[status] = statuses.get(status, 0) + 1
+
+    async def watch() -> None:
+        while (now := time.monotonic() - began) < seconds:
+            for name, megabytes in (await asyncio.to_thread(resident, service.pid)).items():
+                memory.setdefault(name, []).append((now, megabytes))
+            await asyncio.sleep(10)
+
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(service.url, connector=connector) as http, asyncio.TaskGroup() as tasks:
+        tasks.create_task(watch())
+        for n in range(int(rate * seconds)):
+            await asyncio.sleep(max(0.0, began + n / rate - time.monotonic()))
+            tasks.create_task(one(n))
+    return statuses
+
+
+def slope(samples: list[tuple[float, float]]) -> tuple[float, float, float]:
+    """(first MB, last MB, MB per hour) of the settled part of a run, by least squares."""
+    settled = [s for s in samples if s[0] >= SETTLED * samples[-1][0]]
+    at, megabytes = np.array(settled).T
+    return megabytes[0], megabytes[-1], float(np.polyfit(at / 3600, megabytes, 1)[0])
+
+
+def main(folder: Path | None, minutes: float, part: float) -> None:
+    """Prints statuses and slopes."""
+    content, memory = photos_of(folder), Memory()
+    with running(config(free_port())) as service:
+        most = clients.measure(service.url, content, 16, 10, service.pid)
+        print(f"at most {most.rate:.1f} img/s; now {part:.0%} of it for {minutes:g} minutes", flush=True)
+        statuses = asyncio.run(load(service, content, part * most.rate, minutes * 60, memory))
+    print(f"answers by status: {statuses}")
+    for name, samples in sorted(memory.items(), key=lambda kv: -kv[1][-1][1]):
+        if len(samples) > 3:
+            first, last, hourly = slope(samples)
+            print(f"{name:40s} {first:7.1f} MB to {last:7.1f} MB, {hourly:+7.1f} MB/h")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--photos", type=Path, help="folder of JPEGs")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--load", type=float, default=0.8, help="part of the largest rate")
+    asked = parser.parse_args()
+    main(asked.photos, asked.minutes, asked.load)
