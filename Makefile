@@ -7,7 +7,7 @@ MODEL ?= auto
 export YOLO_AUTOINSTALL := false
 
 .DEFAULT_GOAL := help
-.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights bench bench-gpu tune plane soak decoding lock clean
+.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill bench bench-gpu tune plane soak decoding lock clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ fuzz: .venv/dev ## 10,000 mutated images and bodies against the running service
 
 drill-weights: .venv/dev ## swap weights under load, half of them broken: what clients saw
 	@$(BIN)/python -m loadtests.swaps
+
+drill: .venv/dev ## change, break and overload the service under traffic, each event 20 times: what clients lost
+	@$(BIN)/python -m loadtests.drill
 
 bench: .venv/dev ## the service against its own engine: throughput, latency, CPU per process, bench.png
 	@$(BIN)/python -m loadtests.bench --photos $(SHARED)/images/coco128-val

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import httpx
 import psutil
 import yaml
 
@@ -85,15 +86,28 @@ def running(content: dict[str, Any], stop: signal.Signals = signal.SIGINT) -> It
 
 def deploy(service: Service, content: dict[str, Any]) -> None:
     """What an operator types to apply a changed configuration. Raises CalledProcessError."""
-    family = psutil.Process(service.pid).children(recursive=True)
-    (dashboard,) = (p for p in family if "dashboard.py" in command(p))
-    ports = [c.laddr.port for c in dashboard.net_connections("tcp") if c.laddr.ip == "127.0.0.1" and not c.raddr]
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(content, file)
         file.flush()
-        typed = [f"{Path(sys.executable).parent}/serve", "deploy", "-a", f"http://127.0.0.1:{ports[0]}", file.name]
+        typed = [f"{Path(sys.executable).parent}/serve", "deploy", "-a", dashboard(service), file.name]
         env = os.environ | {"RAY_AUTH_MODE": "token"}
         subprocess.run(typed, capture_output=True, timeout=60, check=True, env=env)
+
+
+def dashboard(service: Service) -> str:
+    """Where Ray's dashboard answers, which is Serve's API too."""
+    family = psutil.Process(service.pid).children(recursive=True)
+    (process,) = (p for p in family if "dashboard.py" in command(p))
+    ports = [c.laddr.port for c in process.net_connections("tcp") if c.laddr.ip == "127.0.0.1" and not c.raddr]
+    return f"http://127.0.0.1:{ports[0]}"
+
+
+def status(service: Service) -> dict[str, Any]:
+    """Serve's own account of the application: `status`, and its `deployments` with their replicas."""
+    token = {"Authorization": f"Bearer {(Path.home() / '.ray' / 'auth_token').read_text().strip()}"}
+    answer = httpx.get(f"{dashboard(service)}/api/serve/applications/", headers=token, timeout=30, trust_env=False)
+    (application,) = answer.raise_for_status().json()["applications"].values()
+    return dict(application)
 
 
 def command(process: psutil.Process) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from PIL import Image
 from pydantic import ValidationError
 from ray import serve
 
-from serve_app import boxes, drawing, image, metrics
-from serve_app.errors import ImageTooComplex
+from serve_app import boxes, deadline, drawing, image, metrics
+from serve_app.errors import ImageTooComplex, Timeout
 from serve_app.live import LiveWeights
 from serve_app.records import Detected, Finished, Prepared, Serving
 from serve_app.settings import AppSettings, DetectorSettings, PredictOptions
+from serve_app.watch import Watch
 
 logger = logging.getLogger("ray.serve")
 
@@ -46,10 +48,10 @@ class Preprocessor(Stage):
         self._threads = asyncio.Semaphore(settings.decode_threads)
         self._seconds = metrics.stage_seconds()
 
-    async def __call__(self, data: bytes, options: PredictOptions) -> Prepared:
-        """Raises UnsupportedFormat, ImageTooLarge, ImageTooComplex or CorruptImage."""
+    async def __call__(self, data: bytes, options: PredictOptions, moment: float) -> Prepared:
+        """Raises UnsupportedFormat, ImageTooLarge, ImageTooComplex, CorruptImage or Timeout."""
         await self._threads.acquire()
-        job = asyncio.get_running_loop().run_in_executor(None, self._prepare, data, options)
+        job = asyncio.get_running_loop().run_in_executor(None, self._prepare, data, options, moment)
         job.add_done_callback(self._release)
         try:
             # Nothing can stop a thread inside a decoder: it keeps its place until it ends, only the answer comes now.
@@ -62,13 +64,24 @@ class Preprocessor(Stage):
         self._threads.release()
         job.cancelled() or job.exception()  # asyncio complains of an error that nobody saw
 
-    def _prepare(self, data: bytes, options: PredictOptions) -> Prepared:
+    def _prepare(self, data: bytes, options: PredictOptions, moment: float) -> Prepared:
+        deadline.check(moment)
         started = time.perf_counter()
         limits = self._settings.max_image_pixels, self._settings.max_image_frames
         square, box = image.prepare(data, self._size, *limits)
         elapsed = time.perf_counter() - started
         self._seconds.observe(elapsed, {"stage": "preprocess"})
-        return Prepared(square, box, options, data if options.format == "image" else None, elapsed)
+        return Prepared(square, box, options, data if options.format == "image" else None, elapsed, moment)
+
+
+@dataclass(slots=True)
+class Place:
+    """An image in the Detector's queue; no longer wanted when its caller has gone."""
+
+    prepared: Prepared
+    arrived: float  # perf_counter
+    wanted: bool = True
+    detected: Detected | None = None
 
 
 class Detector(Stage):
@@ -80,7 +93,7 @@ class Detector(Stage):
         self._live = LiveWeights(settings, weights, size, "cuda" if booked else "cpu")
         self._seconds, self._queue = metrics.stage_seconds(), metrics.queue_seconds()
         self._refused = metrics.settings_refused_total()
-        self._changes = asyncio.Lock()
+        self._changes, self._watch = asyncio.Lock(), Watch()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Loads the weights at start; later, takes new settings and weights while batches go on.
@@ -108,37 +121,46 @@ class Detector(Stage):
         return self._live.report()
 
     async def __call__(self, prepared: Prepared) -> Detected:
-        """Waits for its batch. Never raises for what is in the image: that was checked before."""
-        detected: Detected = await self._detect(prepared, time.perf_counter())
-        return detected
+        """Waits for its batch. Raises Timeout, and nothing for what is in the image: that was checked before."""
+        place = Place(prepared, time.perf_counter())
+        try:
+            await self._detect(place)
+        except asyncio.CancelledError:
+            place.wanted = False
+            raise
+        if place.detected is None:
+            raise Timeout("its time was over before its turn came")
+        return place.detected
 
     @dynamic_batch(max_concurrent_batches=CONCURRENT_BATCHES)
-    async def _detect(self, batch: list[Prepared], arrived: list[float]) -> list[Detected]:
+    async def _detect(self, batch: list[Place]) -> list[None]:
         """One forward pass. All members are valid by now, so only a fault of our own can fail them together."""
-        return await asyncio.to_thread(self._forward, batch, arrived)
+        now = time.time()
+        if awaited := [place for place in batch if place.wanted and now < place.prepared.moment]:
+            with self._watch.running():
+                await asyncio.to_thread(self._forward, awaited)
+        return [None] * len(batch)
 
-    def _forward(self, batch: list[Prepared], arrived: list[float]) -> list[Detected]:
+    def _forward(self, batch: list[Place]) -> None:
         started, live = time.perf_counter(), self._live.now  # the same to the end, whatever is swapped meanwhile
-        heads = live.model(np.stack([p.square_hwc for p in batch]))
-        found = [boxes.candidates(h, p.options.conf, p.options.classes) for h, p in zip(heads, batch, strict=True)]
+        heads = live.model(np.stack([place.prepared.square_hwc for place in batch]))
+        found = [
+            boxes.candidates(h, p.prepared.options.conf, p.prepared.options.classes)
+            for h, p in zip(heads, batch, strict=True)
+        ]
         elapsed = time.perf_counter() - started
         self._seconds.observe(elapsed, {"stage": "detect"})
-        for since in arrived:
-            self._queue.observe(started - since)
-        return [
-            Detected(
-                f,
-                p.letterbox,
-                p.options,
-                p.photo,
-                live.weights,
-                p.preprocess_s,
-                started - a,
-                elapsed,
-                len(batch),
+        for candidates, place in zip(found, batch, strict=True):
+            p, waited = place.prepared, started - place.arrived
+            self._queue.observe(waited)
+            place.detected = Detected(
+                candidates, p.letterbox, p.options, p.photo, live.weights, p.preprocess_s, waited, elapsed, len(batch)
             )
-            for f, p, a in zip(found, batch, arrived, strict=True)
-        ]
+
+    async def check_health(self) -> None:
+        """Serve asks every few seconds, and replaces a replica when this has raised three times. Raises Hung."""
+        if self._live.started:
+            await self._watch.check(self._live.probe)
 
 
 class Postprocessor(Stage):

@@ -12,7 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serve_app import metrics
+from serve_app import deadline, metrics
 from serve_app.api import build_api
 from serve_app.deployments import Detector, Postprocessor, Preprocessor
 from serve_app.errors import AppError, NotReady, Overloaded
@@ -21,7 +21,15 @@ from serve_app.records import Finished, Serving
 from serve_app.settings import AppSettings, PredictOptions
 
 READY_TIMEOUT_S = 5.0
+RETRIES = 2  # of one image; each goes to a replica that is alive, if there is one
 Stage = DeploymentHandle[Any] | Local
+
+
+class StageLost(NotReady):
+    """A replica died with a request in it, or none is there."""
+
+    def __init__(self) -> None:
+        super().__init__("a stage has no running replica")
 
 
 class Ingress:
@@ -36,30 +44,42 @@ class Ingress:
     ) -> None:
         self.settings = settings
         self._preprocess, self._detect, self._postprocess = preprocess, detect, postprocess
-        self._images = metrics.images_total()
+        self._images, self._retries = metrics.images_total(), metrics.retries_total()
         self._live: Serving | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name is Serve's: it asks for the app once we are constructed
         return build_api(self)
 
-    async def recognise(self, image: bytes, options: PredictOptions) -> Finished:
-        """One image through the graph. No await between the stages: arrays go straight from one to the next."""
-        prepared = self._preprocess.remote(image, options)
+    async def recognise(self, image: bytes, options: PredictOptions, moment: float) -> Finished:
+        """One image through the graph; again, when a replica died with it: to look twice at a photo harms nobody."""
+        code = "ok"
+        try:
+            for _ in range(RETRIES):
+                with suppress(StageLost):
+                    return await self._through(image, options, moment)
+                self._retries.inc()
+                deadline.check(moment)
+            return await self._through(image, options, moment)
+        except BaseException as error:
+            code = "cancelled" if isinstance(error, asyncio.CancelledError) else getattr(error, "code", AppError.code)
+            raise
+        finally:
+            self._images.inc(tags={"code": code})
+
+    async def _through(self, image: bytes, options: PredictOptions, moment: float) -> Finished:
+        """No await between the stages: arrays go straight from one to the next."""
+        prepared = self._preprocess.remote(image, options, moment)
         detected = self._detect.remote(prepared)
         finished = self._postprocess.remote(detected)
-        code = "ok"
         try:
             async with ours():
                 done: Finished = await finished
                 return done
-        except BaseException as error:
-            code = "cancelled" if isinstance(error, asyncio.CancelledError) else getattr(error, "code", AppError.code)
+        except BaseException:
             for stage in (finished, detected, prepared):  # what a refused or timed-out request started is not wanted
                 with suppress(RayError, RayServeException):  # to cancel what has failed raises its failure
                     stage.cancel()
             raise
-        finally:
-            self._images.inc(tags={"code": code})
 
     async def serving(self) -> Serving:
         """What a Detector has loaded."""
@@ -95,6 +115,10 @@ class Together(Ingress):
         """The Detector's."""
         await self._detector.reconfigure(user_config)
 
+    async def check_health(self) -> None:
+        """The Detector's."""
+        await self._detector.check_health()
+
 
 @asynccontextmanager
 async def ours() -> AsyncIterator[None]:
@@ -102,8 +126,10 @@ async def ours() -> AsyncIterator[None]:
     try:
         yield
     except RayTaskError as error:
+        if isinstance(error.cause, RayError | RayServeException):  # what it was to work on is lost
+            raise StageLost from error
         raise error.cause from error
     except BackPressureError as error:
         raise Overloaded("too many requests at the moment") from error
     except (RayError, RayServeException) as error:  # its replica died, or there is none
-        raise NotReady("a stage has no running replica") from error
+        raise StageLost from error

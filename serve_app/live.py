@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
+import numpy as np
+
 from serve_app import holder, loader, metrics
 from serve_app.errors import WeightsError
 from serve_app.loader import Loaded
@@ -109,6 +111,10 @@ class LiveWeights:
         self._refused.append(Refusal(uri, reason, str(error), datetime.now(UTC).isoformat(timespec="seconds")))
         self._swaps.inc(tags={"outcome": reason})
         logger.error("weights refused (%s): %s", reason, error)
+
+    def probe(self) -> None:
+        """One forward pass of nothing."""
+        self.now.model(np.zeros((1, self._size, self._size, 3), np.uint8))
 
     @property
     def started(self) -> bool:

@@ -24,6 +24,11 @@ def images_total() -> Counter:
     return Counter("recognition_images_total", "Images by outcome", ("code",))
 
 
+def retries_total() -> Counter:
+    """Images sent through the stages again, because a replica died with them."""
+    return Counter("recognition_retries_total", "Images tried again after a replica died")
+
+
 def settings_refused_total() -> Counter:
     """Changes of `user_config` that were refused; the old values stay in force."""
     return Counter("recognition_settings_refused_total", "Refused changes of user_config")

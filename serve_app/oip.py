@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request
 
-from serve_app import __version__, upload
+from serve_app import __version__, deadline, upload
 from serve_app.errors import MalformedRequest, NotFound, PayloadTooLarge
 from serve_app.predict import all_of, recognise
 from serve_app.recogniser import Recogniser
@@ -58,12 +58,13 @@ def router(service: Recogniser) -> APIRouter:
     @routes.post("/models/{model}/infer")
     @routes.post("/models/{model}/versions/{version}/infer")
     async def infer(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
-        await known(model, version)
-        body = await upload.read_body(request, service.settings)
-        header, images = parse(body, request.headers.get(BINARY), service.settings)
-        given = {k: v for k, v in header.get("parameters", {}).items() if k not in PROTOCOL_PARAMETERS}
-        options = upload.parse_options(given)
-        done = await recognise(service, upload.Upload(images, options))
+        async with deadline.until(request.headers.get(deadline.HEADER), service.settings.timeout_s) as moment:
+            await known(model, version)
+            body = await upload.read_body(request, service.settings)
+            header, images = parse(body, request.headers.get(BINARY), service.settings)
+            given = {k: v for k, v in header.get("parameters", {}).items() if k not in PROTOCOL_PARAMETERS}
+            options = upload.parse_options(given)
+            done = await recognise(service, upload.Upload(images, options), moment)
         return {"id": header.get("id", "")} | answer(all_of(done), options)
 
     return routes

@@ -9,8 +9,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from serve_app import upload
-from serve_app.errors import AppError, InvalidParameter, Timeout
+from serve_app import deadline, upload
+from serve_app.errors import AppError, InvalidParameter
 from serve_app.problems import request_id
 from serve_app.recogniser import Recogniser
 from serve_app.records import Finished
@@ -34,7 +34,16 @@ BODY = {
 PARAMETERS = [
     {"in": "query", "name": k, "description": v["description"], "schema": v, "style": "form", "explode": False}
     for k, v in OPTIONS.items()
+] + [
+    {
+        "in": "header",
+        "name": deadline.HEADER,
+        "description": "how long the client waits, in milliseconds; never longer than the service's own limit",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+    }
 ]
+# Images of one request in work at a time: a request of 16 does not make 15 others wait for all of it.
+AT_A_TIME = 4
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": PredictAnswer | list[CocoResult],
@@ -51,14 +60,11 @@ def router(service: Recogniser) -> APIRouter:
     async def predict(request: Request) -> Response:
         """Named boxes for one or more images, in pixels of each upright original."""
         started = time.perf_counter()  # the loop's own clock has a resolution of 1 ms
-        try:
-            async with asyncio.timeout(service.settings.timeout_s):
-                sent = await upload.read(request, service.settings)
-                if sent.options.format == "image" and len(sent.images) > 1:
-                    raise InvalidParameter("`format`: image answers one image at a time")
-                done = await recognise(service, sent)
-        except TimeoutError as error:
-            raise Timeout(f"no answer within {service.settings.timeout_s:g} s") from error
+        async with deadline.until(request.headers.get(deadline.HEADER), service.settings.timeout_s) as moment:
+            sent = await upload.read(request, service.settings)
+            if sent.options.format == "image" and len(sent.images) > 1:
+                raise InvalidParameter("`format`: image answers one image at a time")
+            done = await recognise(service, sent, moment)
         answer = render(request, sent.options, done)
         finished = [one for one in done if isinstance(one, Finished)]
         answer.headers["X-Model-Name"] = finished[0].weights.name
@@ -72,11 +78,15 @@ def router(service: Recogniser) -> APIRouter:
     return routes
 
 
-async def recognise(service: Recogniser, sent: upload.Upload) -> list[Finished | AppError]:
+async def recognise(service: Recogniser, sent: upload.Upload, moment: float) -> list[Finished | AppError]:
     """Each image's boxes, or its error. Raises the first error when no image has an answer."""
-    done = await asyncio.gather(
-        *(service.recognise(image, sent.options) for image in sent.images), return_exceptions=True
-    )
+    turns = asyncio.Semaphore(AT_A_TIME)
+
+    async def in_turn(image: bytes) -> Finished:
+        async with turns:
+            return await service.recognise(image, sent.options, moment)
+
+    done = await asyncio.gather(*map(in_turn, sent.images), return_exceptions=True)
     for one in done:
         if isinstance(one, BaseException) and not isinstance(one, AppError):
             raise one

@@ -13,8 +13,8 @@ class Recogniser(Protocol):
 
     settings: AppSettings
 
-    async def recognise(self, image: bytes, options: PredictOptions) -> Finished:
-        """One image through all stages."""
+    async def recognise(self, image: bytes, options: PredictOptions, moment: float) -> Finished:
+        """One image through all stages, which give up at that moment, in seconds since 1970."""
         ...
 
     async def serving(self) -> Serving:

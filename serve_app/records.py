@@ -24,6 +24,7 @@ class Prepared:
     options: PredictOptions
     photo: bytes | None  # the encoded original, when the answer is to be drawn on it
     preprocess_s: float
+    moment: float  # when nobody waits for the answer any more, in seconds since 1970
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,20 @@ Dockerfile and manifests set the same ones, less the ports and paths, which on a
 
 from __future__ import annotations
 
+import json
 import random
 import socket
 import sys
+from http import HTTPStatus
 from pathlib import Path
+
+
+def problem(status: int, code: str) -> str:
+    """What HAProxy answers by itself to what never becomes a request, in the shape of all errors."""
+    title = HTTPStatus(status).phrase
+    said = {"title": title, "status": status, "code": code, "detail": title, "request_id": ""}
+    return json.dumps({"type": "about:blank"} | said)
+
 
 PORTS = (  # that Ray would take at fixed numbers, all of them shared with whoever else takes them
     "RAY_SERVE_HAPROXY_METRICS_PORT",
@@ -16,7 +26,16 @@ PORTS = (  # that Ray would take at fixed numbers, all of them shared with whoev
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",  # Serve's own proxy, where HAProxy turns to while no replica is up
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
 )
+REPLAYED_BYTES = 4_000_000  # largest request that outlives its replica: a 12 MP photo has 2-5 MB
 BLOCK = 20  # ports of one service: those four, and its ingress replicas
+# What Ray's template of HAProxy's configuration has no variable for. Ray copies the text of RETRY_ON into the section
+# `defaults`, so these lines stand below it. HAProxy can only send again what it had whole before it sent it first.
+DEFAULTS = f"""\
+    option http-buffer-request
+    timeout http-request 20s
+    http-error status 400 content-type application/problem+json string '{problem(400, "malformed_request")}'
+    http-error status 408 content-type application/problem+json string '{problem(408, "upload_too_slow")}'
+"""
 SWITCHES = {
     # HAProxy in front of the replicas instead of Serve's proxy in Python: 0.5 ms of CPU a request instead of 7 ms, and
     # its manager's death loses no request. Ray brings it for Linux only.
@@ -27,6 +46,16 @@ SWITCHES = {
     "RAY_worker_niceness": "0",
     # 4 threads are HAProxy's default; at 1,000 requests/s it needs half of one.
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # A request whose replica died is sent to another: looking twice at a photo harms nobody. With no other, the third
+    # failure turns to Serve's own proxy, which waits for one.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout\n" + DEFAULTS,
+    "RAY_SERVE_HAPROXY_RETRIES": "8",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(REPLAYED_BYTES),
+    "RAY_SERVE_HAPROXY_MAXCONN": "2048",  # each may fill a buffer: 8 GB, for who sends 3 Gbit/s
+    # Three failures in a row, by default each after 10 s, until a front that died is replaced.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    # A replica that hangs answers nothing at all; the application's own limit, 30 s, comes first.
+    "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "40",
 }
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from loadtests import s3
 from loadtests.service import NotStarted, Service, command, config, free_port, running
-from loadtests.swaps import REASONS, Operator, Versions, asking, judge
+from loadtests.swaps import REASONS, Operator, asking, judge
+from loadtests.versions import Versions
 from serve_app.weights import Pinned
 from tests.test_reconfigure import eventually
 

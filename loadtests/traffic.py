@@ -1,0 +1,170 @@
+"""Traffic in the background that knows the right answers: what happens to it while the service is changed or broken."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+
+from serve_app.golden import overlap
+
+LATE_S = 35.0  # the service's own limit is 30 s
+SURE = 0.6  # objects that every version of the weights must find
+BACKED_OFF = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+Object = tuple[str, float, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request: when it was sent and done (monotonic), and what came: a verdict, and whose weights answered."""
+
+    sent: float
+    done: float
+    verdict: str  # answered, refused, lost, late, wrong
+    sha256: str
+    detail: str
+
+
+@dataclass
+class Traffic:
+    """Closed-loop clients on kept and on new connections, and an open loop, over known photos."""
+
+    url: str
+    photos: list[bytes]
+    headers: dict[str, str] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    _known: list[list[Object]] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    async def learn(self, http: aiohttp.ClientSession) -> None:
+        """Asks for each photo once, in peace: these are the right answers."""
+        for photo in self.photos:
+            async with http.post("/v1/predict", data=photo) as answer:
+                answer.raise_for_status()
+                self._known.append(objects(await answer.json()))
+
+    async def ask(self, http: aiohttp.ClientSession, n: int) -> Row:
+        """One request; never raises."""
+        sent, which = time.monotonic(), n % len(self.photos)
+        try:
+            async with http.post("/v1/predict", data=self.photos[which]) as answer:
+                body = await answer.read()
+            verdict, detail = self._judge(which, answer, body)
+            sha256 = answer.headers.get("X-Model-Sha256", "")
+        except (aiohttp.ClientError, TimeoutError) as error:
+            verdict, detail, sha256 = "lost", f"{type(error).__name__}: {error}", ""
+        done = time.monotonic()
+        row = Row(sent, done, "late" if done - sent > LATE_S else verdict, sha256, detail)
+        self.rows.append(row)
+        return row
+
+    def _judge(self, which: int, answer: aiohttp.ClientResponse, body: bytes) -> tuple[str, str]:
+        if answer.status == HTTPStatus.OK:
+            found = objects(json.loads(body))
+            return ("answered", "") if same(self._known[which], found) else ("wrong", f"photo {which}: {found}")
+        if answer.status in BACKED_OFF and "Retry-After" in answer.headers:
+            return "refused", str(answer.status)
+        late = answer.status == HTTPStatus.GATEWAY_TIMEOUT
+        return "late" if late else "lost", f"{answer.status} {body[:200]!r}"
+
+    async def closed(self, http: aiohttp.ClientSession, n: int) -> None:
+        """One request after the other."""
+        while not self._stop.is_set():
+            row = await self.ask(http, n)
+            n += 1
+            if row.verdict in ("refused", "lost"):
+                await asyncio.sleep(0.2)
+
+    async def open(self, http: aiohttp.ClientSession, rate: float, until: Callable[[], bool]) -> None:
+        """So many a second, whatever becomes of them."""
+        began, n = time.monotonic(), 0
+        async with asyncio.TaskGroup() as sent:
+            while not until():
+                sent.create_task(self.ask(http, n))
+                n += 1
+                await asyncio.sleep(max(0.0, began + n / rate - time.monotonic()))
+
+    async def _run(self, ready: threading.Event, closed: int, rate: float) -> None:
+        async with self._session(False) as kept, self._session(True) as new:
+            await self.learn(kept)
+            ready.set()
+            clients = [self.closed(new if n % 2 else kept, n) for n in range(closed)]
+            await asyncio.gather(*clients, self.open(kept, rate, self._stop.is_set))
+
+    def _session(self, new: bool) -> aiohttp.ClientSession:
+        headers = {"Content-Type": "image/jpeg"} | self.headers
+        connector = aiohttp.TCPConnector(limit=0, force_close=new)
+        return aiohttp.ClientSession(
+            self.url, connector=connector, headers=headers, timeout=aiohttp.ClientTimeout(2 * LATE_S)
+        )
+
+    @contextmanager
+    def flowing(self, closed: int = 4, rate: float = 4.0) -> Iterator[None]:
+        """While the block runs."""
+        ready = threading.Event()
+        with in_thread(self._run(ready, closed, rate)) as thread:
+            while not ready.wait(0.1):
+                if not thread.is_alive():
+                    raise ConnectionError(f"{self.url} does not answer")
+            try:
+                yield
+            finally:
+                self._stop.set()
+
+    def burst(self, rate: float, seconds: float) -> list[Row]:
+        """An open loop of its own, on new sessions; its rows are not among `rows`."""
+        other = Traffic(self.url, self.photos, self.headers, _known=self._known)
+
+        async def run() -> None:
+            end = time.monotonic() + seconds
+            async with other._session(False) as http:
+                await other.open(http, rate, lambda: time.monotonic() >= end)
+
+        asyncio.run(run())
+        return other.rows
+
+    def between(self, began: float, ended: float) -> list[Row]:
+        """The requests that were in work at any time of the span."""
+        return [row for row in self.rows if row.done >= began and row.sent <= ended]
+
+
+@contextmanager
+def in_thread(work: Coroutine[Any, Any, None]) -> Iterator[threading.Thread]:
+    """Runs it beside the block, and waits for its end."""
+    thread = threading.Thread(target=asyncio.run, args=(work,))
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join()
+
+
+def objects(answer: dict[str, Any]) -> list[Object]:
+    """What an answer names surely."""
+    (image,) = answer["images"]
+    rows = image["results"]
+    return [(r["name"], r["confidence"], tuple(r["box"][k] for k in ("x1", "y1", "x2", "y2"))) for r in rows]
+
+
+def same(wanted: list[Object], found: list[Object]) -> bool:
+    """Every sure object is there, to an overlap of 0.8, and nothing else that is surer than 0.9."""
+    sure = [w for w in wanted if w[1] >= SURE]
+    there = all(any(f[0] == w[0] and overlap(f[2], w[2]) >= 0.8 for f in found) for w in sure)
+    extra = Counter(f[0] for f in found if f[1] >= 0.9) - Counter(w[0] for w in wanted if w[1] >= 0.5)
+    return there and not extra
+
+
+def stall(rows: list[Row], began: float, ended: float) -> float:
+    """The longest time of the span without an answer, in seconds."""
+    times = sorted(row.done for row in rows if row.verdict == "answered" and began <= row.done <= ended)
+    return max(b - a for a, b in itertools.pairwise([began, *times, ended]))

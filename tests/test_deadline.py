@@ -1,0 +1,108 @@
+"""Nobody works for an answer that nobody awaits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from serve_app import deadline
+from serve_app.deployments import Detector, Place
+from serve_app.errors import InvalidParameter, Timeout
+from serve_app.image import Letterbox
+from serve_app.records import Prepared
+from serve_app.settings import PredictOptions
+from serve_app.watch import Watch
+from tests.test_errors import check
+
+BOX = Letterbox(1.0, 1.0, 0, 0, 32, 32)
+
+
+@pytest.mark.parametrize(("given", "budget"), [(None, 30), ("1", 0.001), ("2500", 2.5), ("60000", 30)])
+def test_the_client_may_wait_less_than_the_service_would(given: str | None, budget: float) -> None:
+    assert deadline.budget_s(given, 30) == budget
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "1.5", "", "soon", "1" * 10, "\u0661"])
+def test_a_deadline_that_is_none_is_said(given: str) -> None:
+    with pytest.raises(InvalidParameter, match=deadline.HEADER):
+        deadline.budget_s(given, 30)
+
+
+def test_over_http(client: httpx.Client, bus: bytes) -> None:
+    answers = [
+        client.post("/v1/predict", files={"file": bus}, headers={deadline.HEADER: v}) for v in ("1", "never", "60000")
+    ]
+    late, wrong, good = answers
+    check(late.status_code, late.headers["content-type"], late.json(), 504, "timeout")
+    check(wrong.status_code, wrong.headers["content-type"], wrong.json(), 422, "invalid_parameter")
+    assert good.status_code == 200
+
+
+def test_a_moment_that_has_passed_stops_a_stage() -> None:
+    deadline.check(time.time() + 1)
+    with pytest.raises(Timeout):
+        deadline.check(time.time() - 0.001)
+
+
+class Network:
+    """Counts what it is given."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, squares: np.ndarray) -> np.ndarray:
+        self.seen += len(squares)
+        time.sleep(0.05)
+        return np.zeros((len(squares), 6, 21), np.float32)
+
+
+@pytest.fixture
+def detector() -> Any:
+    """A Detector around that network, without Ray."""
+    made = Detector.__new__(Detector)
+    made._live = SimpleNamespace(now=SimpleNamespace(model=Network(), weights=None))
+    made._seconds = made._queue = SimpleNamespace(observe=lambda *_: None)
+    made._watch = Watch()
+    places: list[Place] = []
+
+    async def detect(place: Place) -> None:
+        """Serve's batching, which needs a replica around it: all that come in 20 ms."""
+        places.append(place)
+        await asyncio.sleep(0.02)
+        if places:
+            batch, places[:] = list(places), []
+            await Detector._detect.__wrapped__(made, batch)
+        await asyncio.sleep(0.1)
+
+    made._detect = detect
+    return made
+
+
+def image(seconds: float) -> Prepared:
+    return Prepared(np.zeros((32, 32, 3), np.uint8), BOX, PredictOptions(), None, 0.0, time.time() + seconds)
+
+
+def test_the_network_never_sees_what_is_late_or_whose_caller_has_gone(detector: Any) -> None:
+    async def scenario() -> list[object]:
+        tasks = [asyncio.create_task(detector(image(s))) for s in (60, -1, 60, 60)]
+        await asyncio.sleep(0)
+        tasks[2].cancel()
+        return list(await asyncio.gather(*tasks, return_exceptions=True))
+
+    first, late, gone, last = asyncio.run(scenario())
+    assert first.batch_size == last.batch_size == 2
+    assert isinstance(late, Timeout)
+    assert isinstance(gone, asyncio.CancelledError)
+    assert detector._live.now.model.seen == 2
+
+
+def test_a_batch_that_nobody_awaits_does_not_run(detector: Any) -> None:
+    with pytest.raises(Timeout):
+        asyncio.run(detector(image(-1)))
+    assert detector._live.now.model.seen == 0
