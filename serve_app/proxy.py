@@ -17,8 +17,9 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app import metrics
 from serve_app.schemas import Problem
-from serve_app.settings import PROXY_WINDOW_BYTES
+from serve_app.settings import MAX_PREDICTIONS, PROXY_WINDOW_BYTES
 
 STEERING = (
     b"x-request-timeout-seconds",
@@ -47,6 +48,32 @@ class ClientsDoNotSteer:
                 if name not in STEERING and (name != b"x-request-id" or REQUEST_ID.fullmatch(value))
             ]
         await self.app(scope, receive, send)
+
+
+class PredictionsAreBounded:
+    """Refuses a prediction while MAX_PREDICTIONS others are in work: for 0.5 ms of CPU, where Serve would take 3 ms."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app, self._running, self._images = app, 0, metrics.images_total()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+        elif self._running >= MAX_PREDICTIONS:
+            self._images.inc(tags={"code": "overloaded"})
+            taken, message = 0, await receive()
+            while message.get("more_body") and taken <= PROXY_WINDOW_BYTES:  # else the client sees a reset, no answer
+                taken, message = taken + len(message["body"]), await receive()
+            await _send_problem(
+                send, HTTPStatus.SERVICE_UNAVAILABLE, Headers(raw=scope["headers"]).get("x-request-id", "")
+            )
+        else:
+            self._running += 1
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self._running -= 1
 
 
 class BodiesAreBounded:
@@ -117,4 +144,5 @@ async def _send_problem(send: Send, status: HTTPStatus, request_id: str) -> None
 
 def middlewares() -> list[Middleware]:
     """What Serve's proxy puts around itself."""
-    return [Middleware(ClientsDoNotSteer), Middleware(BodiesAreBounded), Middleware(ProblemsOnly)]
+    mine = ClientsDoNotSteer, PredictionsAreBounded, BodiesAreBounded, ProblemsOnly
+    return [Middleware(one) for one in mine]

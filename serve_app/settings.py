@@ -17,6 +17,7 @@ Precision = Literal["auto", "float32", "bfloat16", "int8"]
 ClassId = Annotated[int, Field(ge=0, lt=10_000)]
 PILLOW_LIMIT = 89_478_485  # pixels; above it Pillow itself takes an image for a decompression bomb
 PROXY_WINDOW_BYTES = 32_000_000  # what Serve's proxy reads of a body at most, see proxy.py
+MAX_PREDICTIONS = 160  # requests in work at a time in one ingress replica: some 4 s of work on two cores, see proxy.py
 MAX_DETECTIONS = 300  # COCO evaluation and Ultralytics' default; bounds NMS, which costs O(max_det x candidates)
 
 

@@ -26,15 +26,23 @@ PORTS = (  # that Ray would take at fixed numbers, all of them shared with whoev
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",  # Serve's own proxy, where HAProxy turns to while no replica is up
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
 )
-REPLAYED_BYTES = 4_000_000  # largest request that outlives its replica: a 12 MP photo has 2-5 MB
+# Largest request that outlives its replica. With 4 MB, for photos of phones, HAProxy takes 2 ms a request instead of
+# 0.6, and under overload a refusal 2.6 s instead of 0.05 (loadtests/RESULTS.md).
+REPLAYED_BYTES = 1_000_000
 BLOCK = 20  # ports of one service: those four, and its ingress replicas
-# What Ray's template of HAProxy's configuration has no variable for. Ray copies the text of RETRY_ON into the section
-# `defaults`, so these lines stand below it. HAProxy can only send again what it had whole before it sent it first.
+# What Ray's template of HAProxy's configuration has no variable for. Ray copies the text of BALANCE_ALGORITHM to the
+# end of the section `defaults`, so these lines stand below it. HAProxy can only send again what it had whole before.
+# What is too much a replica refuses by itself (proxy.py); only one too busy even for that has 256 requests at a time.
 DEFAULTS = f"""\
     option http-buffer-request
     timeout http-request 20s
+    default-server maxconn 256
+    timeout queue 500ms
     http-error status 400 content-type application/problem+json string '{problem(400, "malformed_request")}'
     http-error status 408 content-type application/problem+json string '{problem(408, "upload_too_slow")}'
+    http-error status 503 content-type application/problem+json string '{problem(503, "overloaded")}' hdr Retry-After 1
+    http-error status 502 content-type application/problem+json string '{problem(502, "not_ready")}' hdr Retry-After 1
+    http-error status 504 content-type application/problem+json string '{problem(504, "timeout")}'
 """
 SWITCHES = {
     # HAProxy in front of the replicas instead of Serve's proxy in Python: 0.5 ms of CPU a request instead of 7 ms, and
@@ -48,10 +56,10 @@ SWITCHES = {
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     # A request whose replica died is sent to another: looking twice at a photo harms nobody. With no other, the third
     # failure turns to Serve's own proxy, which waits for one.
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout\n" + DEFAULTS,
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
     "RAY_SERVE_HAPROXY_RETRIES": "8",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(REPLAYED_BYTES),
-    "RAY_SERVE_HAPROXY_MAXCONN": "2048",  # each may fill a buffer: 8 GB, for who sends 3 Gbit/s
+    "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn\n" + DEFAULTS,
     # Three failures in a row, by default each after 10 s, until a front that died is replaced.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     # A replica that hangs answers nothing at all; the application's own limit, 30 s, comes first.

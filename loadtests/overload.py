@@ -1,0 +1,78 @@
+"""`make overload`: ten times what the service can do: what is still answered, how soon the rest is refused."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+from collections import Counter
+
+import aiohttp
+
+from loadtests import clients
+from loadtests.service import Service, config, free_port, running
+from loadtests.traffic import Row, Traffic
+from serve_app import photos
+
+FULL = 96  # closed-loop clients that keep the queue well filled, and are not refused
+
+
+def tail(rows: list[Row]) -> float:
+    """The 95th percentile of the latency, in seconds."""
+    return statistics.quantiles([row.done - row.sent for row in rows] or [0.0] * 2, n=20)[-1]
+
+
+async def recovery(traffic: Traffic, normal_s: float) -> float:
+    """Seconds until three answers in a row are as quick as before."""
+    began, quick, n = time.monotonic(), 0, 0
+    async with aiohttp.ClientSession(traffic.url, headers={"Content-Type": "image/jpeg"}) as http:
+        while quick < 3:
+            row = await traffic.ask(http, n)
+            quick = quick + 1 if row.verdict == "answered" and row.done - row.sent <= 2 * normal_s else 0
+            n += 1
+    return time.monotonic() - began
+
+
+async def learn(traffic: Traffic) -> float:
+    """The right answers; and the latency of one client, in seconds."""
+    async with aiohttp.ClientSession(traffic.url, headers={"Content-Type": "image/jpeg"}) as http:
+        await traffic.learn(http)
+        rows = [await traffic.ask(http, n) for n in range(20)]
+    return statistics.median(row.done - row.sent for row in rows)
+
+
+def overload(service: Service, times: float, seconds: float) -> dict[str, float]:
+    """Ratios and seconds, by name."""
+    content = [photos.bus(), photos.zidane()]
+    traffic = Traffic(service.url, content)
+    normal = asyncio.run(learn(traffic))
+    peak = clients.measure(service.url, content, FULL, max(seconds / 4, 5), service.pid)
+    print(f"peak with {FULL} clients: {peak}", flush=True)
+    began = time.monotonic()
+    rows = traffic.burst(times * peak.rate, seconds)
+    offered = [row for row in rows if row.sent <= began + seconds]
+    answered = [r for r in offered if r.verdict == "answered"]
+    refused = [r for r in offered if r.verdict == "refused"]
+    during = sum(r.done <= began + seconds for r in answered)
+    seen = Counter(r.verdict for r in rows)
+    print(f"offered {len(offered) / seconds:.0f}/s for {seconds:g} s: {dict(seen)}")
+    for row in [r for r in rows if r.verdict not in ("answered", "refused")][:5]:
+        print(f"    {row.verdict} after {row.done - row.sent:.2f} s: {row.detail[:200]}")
+    return {
+        "goodput / peak": during / seconds / peak.rate,
+        "p95 of answers / p95 at the peak": tail(answered) * 1000 / peak.p95,
+        "p95 of refusals, s": tail(refused),
+        "recovery, s": asyncio.run(recovery(traffic, normal)),
+        "neither answered nor refused": len(rows) - seen["answered"] - seen["refused"],
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=float, default=10.0)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    asked = parser.parse_args()
+    with running(config(free_port())) as started:
+        for what, value in overload(started, asked.times, asked.seconds).items():
+            print(f"{what:36s} {value:8.3f}")
