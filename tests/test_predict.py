@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from loadtests import accuracy
-from serve_app import weights
+from serve_app import deadline, weights
 from serve_app.settings import PredictOptions
 from tests.conftest import SHARED, shared
 
@@ -155,7 +155,7 @@ def test_the_openapi_page_needs_no_network(client: httpx.Client) -> None:
         assert client.get(f"/{asset}").status_code == 200
     predict_doc = client.get("/openapi.json").json()["paths"]["/v1/predict"]["post"]
     assert set(predict_doc["requestBody"]["content"]) == {"multipart/form-data", "image/*", "application/json"}
-    assert {p["name"] for p in predict_doc["parameters"]} == set(PredictOptions.model_fields)
+    assert {p["name"] for p in predict_doc["parameters"]} == {*PredictOptions.model_fields, deadline.HEADER}
 
 
 REFUSED = {
