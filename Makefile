@@ -7,7 +7,7 @@ MODEL ?= auto
 export YOLO_AUTOINSTALL := false
 
 .DEFAULT_GOAL := help
-.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill bench bench-gpu tune plane soak decoding lock clean
+.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak bench bench-gpu tune plane steady decoding lock clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -41,8 +41,14 @@ fuzz: .venv/dev ## 10,000 mutated images and bodies against the running service
 drill-weights: .venv/dev ## swap weights under load, half of them broken: what clients saw
 	@$(BIN)/python -m loadtests.swaps
 
-drill: .venv/dev ## change, break and overload the service under traffic, each event 20 times: what clients lost
+drill: .venv/dev ## change and break the service under traffic, each way 20 times: what clients lost
 	@$(BIN)/python -m loadtests.drill
+
+soak: .venv/dev ## the same in random order, for MINUTES (60) from a SEED
+	@$(BIN)/python -m loadtests.drill --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
+
+overload: .venv/dev ## ten times what the service can do, for a minute: what is answered, how soon the rest is refused
+	@$(BIN)/python -m loadtests.overload
 
 bench: .venv/dev ## the service against its own engine: throughput, latency, CPU per process, bench.png
 	@$(BIN)/python -m loadtests.bench --photos $(SHARED)/images/coco128-val
@@ -56,8 +62,8 @@ tune: .venv/dev ## the batch size and wait that suit this machine, as a patch of
 plane: .venv/dev ## everything but the network: how many CPU cores feed one GPU
 	@$(BIN)/python -m loadtests.plane --photos $(SHARED)/images/coco128-val
 
-soak: .venv/dev ## half an hour at 80 % load: errors and memory of each process
-	@$(BIN)/python -m loadtests.soak --photos $(SHARED)/images/coco128-val
+steady: .venv/dev ## half an hour at 80 % load: errors and memory of each process
+	@$(BIN)/python -m loadtests.steady --photos $(SHARED)/images/coco128-val
 
 decoding: .venv/dev ## what decoding JPEGs at a reduced scale saves and costs
 	@$(BIN)/python -m loadtests.decoding --data $(SHARED)

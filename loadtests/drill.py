@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import random
 import signal
 import statistics
 import subprocess
@@ -216,15 +217,26 @@ def main(args: argparse.Namespace) -> bool:
             traffic = Traffic(operator.service.url, content_of())
             chosen = {n: e for n, e in operator.events.items() if not args.events or n in args.events}
             with traffic.flowing():
-                for _ in range(args.times):
-                    for name, event in chosen.items():
-                        found = observe(traffic, name, event, lambda: sha256(traffic))
-                        totals[name] += len(found)
-                        bad += found if name not in HOLES else []
+                for name in sequence(list(chosen), args):
+                    found = observe(traffic, name, chosen[name], lambda: sha256(traffic))
+                    totals[name] += len(found)
+                    bad += found if name not in HOLES else []
     print(f"{len(traffic.rows)} requests; lost, late, wrong or of unknown weights: {len(bad)}")
     for name, count in (+totals).items():
-        print(f"    {name}: {count} in {args.times} times" + (", a known hole" if name in HOLES else ""))
+        print(f"    {name}: {count}" + (", a known hole" if name in HOLES else ""))
     return bool(traffic.rows) and not bad
+
+
+def sequence(names: list[str], args: argparse.Namespace) -> Iterator[str]:
+    """Each event so many times in turn; or, for so many minutes, whatever the seed says."""
+    if not args.minutes:
+        yield from names * args.times
+        return
+    seed = args.seed if args.seed is not None else random.randrange(10**6)
+    print(f"seed {seed}", flush=True)
+    chosen, end = random.Random(seed), time.monotonic() + 60 * args.minutes
+    while time.monotonic() < end:
+        yield chosen.choice(names)
 
 
 def hook(typed: str) -> None:
@@ -241,6 +253,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--events", nargs="*", help="only these")
+    parser.add_argument("--minutes", type=float, help="events in random order instead, for so long")
+    parser.add_argument("--seed", type=int, help="of that order")
     parser.add_argument("--url", help="a service that runs elsewhere")
     parser.add_argument("--hook", default="true", help="the command that upgrades it; returns when that is done")
     parser.add_argument("--key", help="API key")

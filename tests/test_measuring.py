@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loadtests.clients import summary
-from loadtests.soak import slope
+from loadtests.steady import slope
 from loadtests.tune import best
 
 

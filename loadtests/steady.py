@@ -1,4 +1,4 @@
-"""`make soak`: half an hour at 80 % of what the service can do: errors, and each process's memory over time."""
+"""`make steady`: half an hour at 80 % of what the service can do: errors, and each process's memory over time."""
 
 from __future__ import annotations
 
