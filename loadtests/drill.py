@@ -179,8 +179,8 @@ def observe(traffic: Traffic, name: str, event: Callable[[], None], live: Callab
     began, before = time.monotonic(), live()
     event()
     settled = time.monotonic()
-    known = {before, live()}
     time.sleep(SETTLE_S)
+    known = {before, live()}
     rows = traffic.between(began, time.monotonic())
     bad = [r for r in rows if r.verdict in BAD or (r.verdict == "answered" and r.sha256 not in known)]
     seen = Counter(r.verdict for r in rows)

@@ -97,6 +97,7 @@ class Traffic:
     async def _run(self, ready: threading.Event, closed: int, rate: float) -> None:
         async with self._session(False) as kept, self._session(True) as new:
             await self.learn(kept)
+            await self.ask(kept, 0)
             ready.set()
             clients = [self.closed(new if n % 2 else kept, n) for n in range(closed)]
             await asyncio.gather(*clients, self.open(kept, rate, self._stop.is_set))
