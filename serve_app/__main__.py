@@ -32,7 +32,7 @@ def serve(args: argparse.Namespace) -> int:
     from serve_app import launch  # after the switches; and Ray takes 2 s to import
 
     try:
-        launch.run(args.config, temp)
+        launch.run(args.config, temp, args.host)
     except launch.StartFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -60,6 +60,15 @@ def key(args: argparse.Namespace) -> int:
     return 0
 
 
+def manifests(_: argparse.Namespace) -> int:
+    """Writes the generated part of every Kubernetes overlay."""
+    from serve_app import manifests
+
+    for path in manifests.write():
+        print(path.relative_to(ROOT))
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = argparse.ArgumentParser(prog="python -m serve_app", description="Send a photo, get named boxes.")
@@ -67,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("serve", help=serve.__doc__)
     command.add_argument("--config", type=Path, default=ROOT / "serve_config.yaml")
+    command.add_argument("--host", help="listen there, instead of what the configuration says")
     command.set_defaults(run=serve)
 
     command = commands.add_parser("predict", help=predict.__doc__)
@@ -79,6 +89,8 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=predict)
 
     weights_cli.add(commands.add_parser("weights", help=weights_cli.__doc__).add_subparsers(required=True))
+
+    commands.add_parser("manifests", help=manifests.__doc__).set_defaults(run=manifests)
 
     command = commands.add_parser("key", help=key.__doc__)
     command.add_argument("name", type=lambda text: text.replace(" ", "-"))

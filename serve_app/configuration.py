@@ -19,18 +19,38 @@ UNCHECKED = {"args", "user_config", "runtime_env"}  # ours, which pydantic check
 def load(path: Path) -> dict[str, Any]:
     """The file's content. Raises OSError, yaml.YAMLError, or ValueError that names what is wrong."""
     content: dict[str, Any] = yaml.safe_load(path.read_text())
-    ServeDeploySchema.model_validate(content)
-    if unknown := unknown_keys(content, ServeDeploySchema):
-        raise ValueError(f"keys that Serve does not know: {', '.join(unknown)}")
+    check(content)
     return content
 
 
+def check(content: dict[str, Any]) -> None:
+    """Raises ValueError that names what Serve would refuse, or silently drop."""
+    ServeDeploySchema.model_validate(content)
+    if unknown := unknown_keys(content, ServeDeploySchema):
+        raise ValueError(f"keys that Serve does not know: {', '.join(unknown)}")
+
+
 def apart(content: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with the stages in replicas of their own: kuberay/apart.yaml laid over its application."""
-    difference = yaml.safe_load((ROOT / "kuberay" / "apart.yaml").read_text())
-    (application,) = content["applications"]
-    args = application["args"] | difference["args"]
-    return content | {"applications": [application | {"args": args, "deployments": difference["deployments"]}]}
+    """A configuration with the stages in replicas of their own: kuberay/apart.yaml laid over it."""
+    found: dict[str, Any] = merged(content, yaml.safe_load((ROOT / "kuberay" / "apart.yaml").read_text()))
+    return found
+
+
+def merged(base: Any, difference: Any) -> Any:  # noqa: ANN401 - whatever YAML holds
+    """`difference` laid over `base`: keys are replaced, `null` takes one away, lists of named things merge by name."""
+    if isinstance(base, dict) and isinstance(difference, dict):
+        both = {key: merged(base.get(key), value) for key, value in difference.items() if value is not None}
+        return {key: value for key, value in base.items() if key not in difference} | both
+    if named(base) and named(difference):
+        over = {one["name"]: one for one in difference}
+        known = [merged(one, over.pop(one["name"], {})) for one in base]
+        return known + list(over.values())
+    return difference
+
+
+def named(value: object) -> bool:
+    """Whether it is a list of mappings that all have a name."""
+    return isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value)
 
 
 def models(annotation: object) -> list[type[BaseModel]]:

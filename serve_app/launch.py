@@ -33,9 +33,16 @@ class StartFailed(Exception):
     """The service did not come up; the message says why."""
 
 
-def run(config_path: Path, temp: Path) -> None:
-    """Serves until SIGINT or SIGTERM, with Ray's files below `temp`. Raises StartFailed."""
+def run(config_path: Path, temp: Path, host: str | None = None) -> None:
+    """Serves until SIGINT or SIGTERM, on another host than the file's if given, with Ray's files below `temp`.
+
+    Raises StartFailed.
+    """
     config, weights = check(config_path)
+    if host:
+        config["http_options"]["host"] = host
+        config_path = temp / config_path.name
+        config_path.write_text(yaml.safe_dump(config))
     host, port = config["http_options"]["host"], config["http_options"]["port"]
     check_port(host, port, config_path)
     stop_on_signals()
@@ -47,7 +54,7 @@ def run(config_path: Path, temp: Path) -> None:
         ray.init(address="local", namespace="serve", _temp_dir=str(temp), _node_ip_address="127.0.0.1")
         stop_on_signals()  # Ray has put its own in place
         serve_cli.main(["run", "--non-blocking", str(config_path)], standalone_mode=False)
-        url = f"http://{host}:{port}"
+        url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 - it asks, it does not listen
         wait_until_ready(url)
         print(f"\nReady: {url} (API page {url}/docs). Try:\n\n  curl -F file=@{example()} {url}/v1/predict\n")
         print("Ctrl-C stops it.", flush=True)

@@ -1,0 +1,38 @@
+# One image for Ray's head and its workers, and for `docker run`. Build for a GPU with
+#   --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130
+ARG PYTHON=3.11-slim-bookworm
+
+FROM docker.io/library/python:${PYTHON} AS build
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /app
+# The lock alone first: this layer, nearly all of the image, is built again only when a version changes.
+COPY pyproject.toml constraints.txt LICENSE README.md ./
+COPY serve_app/__init__.py serve_app/
+RUN pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" '.[cpu]' \
+    && pip uninstall --yes image-recognition pip setuptools \
+    && find /opt/venv -name '__pycache__' -prune -exec rm -r {} +
+COPY serve_app serve_app
+COPY models models
+COPY serve_config.yaml ./
+RUN python -m compileall -q /opt/venv /app || true
+
+FROM docker.io/library/python:${PYTHON}
+# KubeRay's probes are `bash -c "wget … | grep …"`; libgomp is PyTorch's.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends wget libgomp1 \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 1000 --create-home ray
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build --chown=1000:1000 /app /app
+# serve_app is found by its folder, in every process that Ray starts.
+ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 YOLO_AUTOINSTALL=false YOLO_CONFIG_DIR=/tmp
+USER 1000
+WORKDIR /app
+EXPOSE 8000
+LABEL org.opencontainers.image.title="image-recognition" \
+      org.opencontainers.image.description="Send a photo, get named boxes: YOLOv8 behind Ray Serve" \
+      org.opencontainers.image.licenses="AGPL-3.0-only"
+CMD ["python", "-m", "serve_app", "serve", "--host", "0.0.0.0"]

@@ -1,0 +1,184 @@
+"""Every overlay as it would be applied: valid to the last key, and its numbers fit together."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from serve_app import configuration, manifests, switches
+from tests.conftest import ROOT, shared
+
+KUBERNETES = "1.36"
+CUSTOM = {"RayService": "rayservice-ray-v1", "NodePool": "nodepool-karpenter-v1"}
+OVERLAYS = [path.name for path in manifests.overlays()]
+Objects = list[dict[str, Any]]
+
+
+def test_the_overlays() -> None:
+    assert OVERLAYS == ["local", "production", "staging"]
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def overlay(request: pytest.FixtureRequest) -> tuple[str, Objects]:
+    kubectl = shutil.which("kubectl", path=f"{ROOT}/.venv/bin") or shutil.which("kubectl")
+    if not kubectl:
+        pytest.skip("no kubectl: make .venv/bin/kubectl")
+    manifests.write()
+    typed = [kubectl, "kustomize", str(manifests.OVERLAYS / request.param)]
+    built = subprocess.run(typed, capture_output=True, text=True, check=True)
+    return request.param, list(yaml.safe_load_all(built.stdout))
+
+
+def of(objects: Objects, kind: str) -> dict[str, Any]:
+    (found,) = (o for o in objects if o["kind"] == kind)
+    return found
+
+
+def groups(objects: Objects) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The head's and the workers' pod spec."""
+    cluster = of(objects, "RayService")["spec"]["rayClusterConfig"]
+    (workers,) = cluster["workerGroupSpecs"]
+    return cluster["headGroupSpec"]["template"]["spec"], workers["template"]["spec"]
+
+
+def gigabytes(quantity: str) -> float:
+    number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", quantity).groups()
+    return int(number) / (1 if unit == "Gi" else 1024)
+
+
+def cores(quantity: str) -> float:
+    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
+
+
+def serve(objects: Objects) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The Serve configuration, and its one deployment."""
+    content = yaml.safe_load(of(objects, "RayService")["spec"]["serveConfigV2"])
+    (application,) = content["applications"]
+    (deployment,) = application["deployments"]
+    return content, deployment
+
+
+def test_every_object_is_valid(overlay: tuple[str, Objects]) -> None:
+    for one in overlay[1]:
+        if one["kind"] in CUSTOM:
+            schema = json.loads(shared("schemas", f"{CUSTOM[one['kind']]}.json").read_text())
+            jsonschema.validate(one, schema)
+        else:
+            kubernetes_validate.validate(one, KUBERNETES, strict=True)
+
+
+def test_the_schemas_would_refuse_a_stale_key(overlay: tuple[str, Objects]) -> None:
+    stale = json.loads(json.dumps(of(overlay[1], "RayService")))
+    stale["spec"]["rayClusterConfig"]["headGroupSpec"]["replicas"] = 1
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(stale, json.loads(shared("schemas", "rayservice-ray-v1.json").read_text()))
+
+
+def test_the_serve_config_is_the_one_with_the_stated_differences(overlay: tuple[str, Objects]) -> None:
+    name, objects = overlay
+    content, _ = serve(objects)
+    configuration.check(content)
+    base = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    difference = yaml.safe_load((manifests.OVERLAYS / name / "serve.yaml").read_text())
+    assert content == configuration.merged(base, difference)
+    assert content["http_options"]["host"] == "0.0.0.0", "probes come from outside the pod"
+    assert content["applications"][0]["args"] == base["applications"][0]["args"]
+
+
+def test_head_and_workers_have_every_switch(overlay: tuple[str, Objects]) -> None:
+    for pod in groups(overlay[1]):
+        env = {e["name"]: e["value"] for e in pod["containers"][0]["env"]}
+        assert env == switches.SWITCHES
+
+
+def test_one_image_and_the_locked_ray(overlay: tuple[str, Objects]) -> None:
+    assert len({pod["containers"][0]["image"] for pod in groups(overlay[1])}) == 1
+    locked = re.search(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert locked
+    assert of(overlay[1], "RayService")["spec"]["rayClusterConfig"]["rayVersion"] == locked[1]
+
+
+def test_nothing_runs_as_root_or_may_become_it(overlay: tuple[str, Objects]) -> None:
+    for pod in groups(overlay[1]):
+        assert pod["securityContext"]["runAsNonRoot"]
+        for container in pod["containers"]:
+            assert not container["securityContext"]["allowPrivilegeEscalation"]
+
+
+def test_what_began_is_answered_before_its_pod_or_cluster_goes(overlay: tuple[str, Objects]) -> None:
+    """Grace > preStop + Ray's drain + the longest request; deletion > the load balancer's deregistration + that."""
+    name, objects = overlay
+    content, deployment = serve(objects)
+    longest = content["applications"][0]["args"]["timeout_s"]
+    assert deployment["graceful_shutdown_timeout_s"] > longest
+    _, workers = groups(objects)
+    stop = int(workers["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert workers["terminationGracePeriodSeconds"] > stop + 30 + longest
+    delay = of(objects, "RayService")["spec"]["rayClusterDeletionDelaySeconds"]
+    leaves = 0
+    if name != "local":
+        attributes = of(objects, "Ingress")["metadata"]["annotations"]
+        leaves = int(attributes["alb.ingress.kubernetes.io/target-group-attributes"].rpartition("=")[2])
+        idle = int(attributes["alb.ingress.kubernetes.io/load-balancer-attributes"].rpartition("=")[2])
+        assert content["http_options"]["keep_alive_timeout_s"] > idle
+    assert delay > leaves + longest
+
+
+def test_the_replicas_fit_their_workers(overlay: tuple[str, Objects]) -> None:
+    _, objects = overlay
+    _, deployment = serve(objects)
+    cluster = of(objects, "RayService")["spec"]["rayClusterConfig"]
+    (group,) = cluster["workerGroupSpecs"]
+    resources = group["template"]["spec"]["containers"][0]["resources"]
+    booked = float(group["rayStartParams"].get("num-cpus", cores(resources["requests"]["cpu"])))
+    options = deployment["ray_actor_options"]
+    per_worker = booked // options["num_cpus"]
+    if gpus := options["num_gpus"]:
+        assert per_worker == int(resources["limits"]["nvidia.com/gpu"]) / gpus, "no GPU idles for want of cores"
+    most = deployment.get("autoscaling_config", {}).get("max_replicas") or deployment["num_replicas"]
+    assert per_worker * group["maxReplicas"] >= most
+    assert per_worker * group["maxReplicas"] >= 2 * deployment.get("num_replicas", 0), (
+        "an update in place: twice as many"
+    )
+
+
+def test_the_local_overlay_fits_a_small_node_twice() -> None:
+    """2 cores and 20 GiB, and an upgrade runs two clusters; the rest of a node's own pods take half a core."""
+    kubectl = shutil.which("kubectl", path=f"{ROOT}/.venv/bin") or shutil.which("kubectl")
+    if not kubectl:
+        pytest.skip("no kubectl: make .venv/bin/kubectl")
+    manifests.write()
+    built = subprocess.run([kubectl, "kustomize", str(manifests.OVERLAYS / "local")], capture_output=True, check=True)
+    objects = list(yaml.safe_load_all(built.stdout))
+    head, worker = (pod["containers"][0] for pod in groups(objects))
+    scaler = of(objects, "RayService")["spec"]["rayClusterConfig"]["autoscalerOptions"]
+    asked = [c["resources"] for c in (head, worker, scaler)]
+    assert 2 * sum(cores(r["requests"]["cpu"]) for r in asked) <= 1.5
+    assert 2 * sum(gigabytes(r["limits"]["memory"]) for r in asked) <= 16
+    assert {c["imagePullPolicy"] for c in (head, worker)} == {"Never"}
+
+
+@pytest.mark.parametrize(
+    ("base", "difference", "both"),
+    [
+        pytest.param({"a": 1, "b": {"c": 2}}, {"b": {"d": 3}}, {"a": 1, "b": {"c": 2, "d": 3}}, id="mappings merge"),
+        pytest.param({"a": 1, "b": 2}, {"b": None}, {"a": 1}, id="null takes away"),
+        pytest.param({"a": [1, 2]}, {"a": [3]}, {"a": [3]}, id="plain lists are replaced"),
+        pytest.param(
+            [{"name": "x", "a": 1}, {"name": "y"}],
+            [{"name": "x", "b": 2}, {"name": "z"}],
+            [{"name": "x", "a": 1, "b": 2}, {"name": "y"}, {"name": "z"}],
+            id="named lists merge by name",
+        ),
+    ],
+)
+def test_merging(base: object, difference: object, both: object) -> None:
+    assert configuration.merged(base, difference) == both
