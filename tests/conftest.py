@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import importlib.metadata
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +61,20 @@ def graph(graph_config: dict[str, Any]) -> Iterator[Service]:
 
 @pytest.fixture
 def client(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server, timeout=60) as http:
-        yield http
+    with httpx.Client(base_url=server, timeout=60) as opened:
+        yield opened
+
+
+@contextmanager
+def http_server(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The URL of a server on loopback that runs in a thread."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 def shared(*parts: str) -> Path:

@@ -19,7 +19,7 @@ EVENTS = (
 def drilled() -> Iterator[tuple[Operator, Traffic]]:
     with local() as operator:
         traffic = Traffic(operator.service.url, content_of())
-        with traffic.flowing():
+        with traffic.flowing(closed=2, rate=2):  # two cores that are not full start replicas sooner
             yield operator, traffic
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from serve_app import hub, weights
 from serve_app.__main__ import main
 from serve_app.errors import WeightsError
+from tests.conftest import http_server
 
 CONTENT = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -43,13 +43,8 @@ class Mirror(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def mirror() -> Iterator[str]:
     Mirror.ranges = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with http_server(Mirror) as url:
+        yield url
 
 
 def test_pull_verifies_and_names_the_file_last(mirror: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from serve_app.proxy import middlewares
+from serve_app.proxy import PredictionsAreBounded, middlewares
 from tests.test_errors import check
 
 
@@ -66,3 +66,39 @@ def test_the_rest_passes_untouched() -> None:
     assert ask("/", PlainTextResponse("fine")).text == "fine"
     assert ask("/", JSONResponse({"code": "x"}, 400)).json() == {"code": "x"}
     assert ask("/-/healthz", PlainTextResponse("no", 503)).text == "no"
+
+
+def test_predictions_are_bounded_and_everything_else_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.proxy.MAX_PREDICTIONS", 2)
+    go = asyncio.Event()
+    answered = 0
+
+    async def busy(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal answered
+        if scope["method"] == "POST":
+            await go.wait()
+            answered += 1
+        await PlainTextResponse("done")(scope, receive, send)
+
+    async def scenario() -> tuple[list[httpx.Response], httpx.Response, httpx.Response, httpx.Response]:
+        transport = httpx.ASGITransport(PredictionsAreBounded(busy))
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
+            running = [asyncio.create_task(http.post("/v1/predict", content=b"x" * 100_000)) for _ in range(2)]
+            await asyncio.sleep(0.01)
+            refused = await http.post("/v1/predict", content=b"x" * 100_000, headers={"x-request-id": "7"})
+            probe = await http.get("/readyz")
+            go.set()
+            return await asyncio.gather(*running), refused, probe, await http.post("/v1/predict")
+
+    done, refused, probe, after = asyncio.run(scenario())
+    assert [answer.status_code for answer in (*done, probe, after)] == [200] * 4
+    check(refused.status_code, refused.headers["content-type"], refused.json(), 503, "overloaded")
+    assert (refused.headers["retry-after"], refused.headers["x-request-id"]) == ("1", "7")
+    assert answered == 3, "what was refused never came further"
+
+
+def test_what_never_becomes_a_request_is_told_in_the_same_shape(client: httpx.Client) -> None:
+    """By HAProxy itself, so our lines are in its configuration."""
+    answer = client.get("/v1/models", params={"a": "x" * 2_000_000})
+    assert answer.status_code in (400, 414)
+    check(answer.status_code, answer.headers["content-type"], answer.json(), 400, "malformed_request")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import shutil
-import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from serve_app.errors import DamagedWeights, DeniedWeights, MissingWeights, Unre
 from serve_app.settings import AppSettings
 from serve_app.store import Address, Store
 from serve_app.weights import BUNDLED, Manifest, Pinned, local, sha256_of
+from tests.conftest import http_server
 
 KEY = f"s3://{s3.BUCKET}/road5.pt"
 
@@ -126,13 +126,8 @@ class Flaky(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def flaky(bucket: s3.Bucket) -> Iterator[str]:
     Flaky.target, Flaky.cuts, Flaky.status = bucket.endpoint, 0, None
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Flaky)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with http_server(Flaky) as url:
+        yield url
 
 
 def test_a_connection_that_breaks_costs_another_range(flaky: str, published: Pinned, tmp_path: Path) -> None:
