@@ -4,6 +4,8 @@ ARG PYTHON=3.11-slim-bookworm
 
 FROM docker.io/library/python:${PYTHON} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# `cpu,int8` where `precision: int8` is asked for: 0.3 GB more
+ARG EXTRAS=cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
@@ -11,7 +13,7 @@ WORKDIR /app
 # The lock alone first: this layer, nearly all of the image, is built again only when a version changes.
 COPY pyproject.toml constraints.txt LICENSE README.md ./
 COPY serve_app/__init__.py serve_app/
-RUN pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" '.[cpu]' \
+RUN pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" ".[${EXTRAS}]" \
     && pip uninstall --yes image-recognition pip setuptools \
     && find /opt/venv -name '__pycache__' -prune -exec rm -r {} +
 COPY serve_app serve_app

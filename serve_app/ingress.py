@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from functools import partial
+from math import inf
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from ray.exceptions import RayError, RayTaskError
@@ -23,6 +25,7 @@ from serve_app.settings import AppSettings, PredictOptions
 READY_TIMEOUT_S = 5.0
 RETRIES = 2  # of one image; each goes to a replica that is alive, if there is one
 Stage = DeploymentHandle[Any] | Local
+Answer = TypeVar("Answer")
 
 
 class StageLost(NotReady):
@@ -54,17 +57,20 @@ class Ingress:
         """One image through the graph; again, when a replica died with it: to look twice at a photo harms nobody."""
         code = "ok"
         try:
-            for _ in range(RETRIES):
-                with suppress(StageLost):
-                    return await self._through(image, options, moment)
-                self._retries.inc()
-                deadline.check(moment)
-            return await self._through(image, options, moment)
+            return await self._again(partial(self._through, image, options, moment), moment)
         except BaseException as error:
             code = "cancelled" if isinstance(error, asyncio.CancelledError) else getattr(error, "code", AppError.code)
             raise
         finally:
             self._images.inc(tags={"code": code})
+
+    async def _again(self, attempt: Callable[[], Awaitable[Answer]], moment: float) -> Answer:
+        for _ in range(RETRIES):
+            with suppress(StageLost):
+                return await attempt()
+            self._retries.inc()
+            deadline.check(moment)
+        return await attempt()
 
     async def _through(self, image: bytes, options: PredictOptions, moment: float) -> Finished:
         """No await between the stages: arrays go straight from one to the next."""
@@ -83,6 +89,9 @@ class Ingress:
 
     async def serving(self) -> Serving:
         """What a Detector has loaded."""
+        return await self._again(self._serving, inf)
+
+    async def _serving(self) -> Serving:
         async with ours():
             live: Serving = await self._detect.serving.remote()  # type: ignore[assignment]
             return live

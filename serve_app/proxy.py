@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import suppress
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
@@ -30,6 +31,7 @@ STEERING = (
 REQUEST_ID = re.compile(rb"[\w.:-]{1,128}")
 FREE_BYTES = 1_000_000  # an ordinary photo is never slowed down
 PROXY_BYTES_PER_S = 200e6
+DRAIN_S = 2.0  # of a body that is refused; a slow one gets its answer before it has ended
 CODES = {408: "timeout", 503: "overloaded"}  # what the proxy itself answers, as we call it
 
 
@@ -62,9 +64,8 @@ class PredictionsAreBounded:
             await self.app(scope, receive, send)
         elif self._running >= MAX_PREDICTIONS:
             self._images.inc(tags={"code": "overloaded"})
-            taken, message = 0, await receive()
-            while message.get("more_body") and taken <= PROXY_WINDOW_BYTES:  # else the client sees a reset, no answer
-                taken, message = taken + len(message["body"]), await receive()
+            with suppress(TimeoutError):  # unread, the client would see a reset instead of the answer
+                await asyncio.wait_for(_drain(receive), DRAIN_S)
             await _send_problem(
                 send, HTTPStatus.SERVICE_UNAVAILABLE, Headers(raw=scope["headers"]).get("x-request-id", "")
             )
@@ -125,6 +126,14 @@ class ProblemsOnly:
 
         healthz = scope.get("path", "").startswith("/-/")  # Serve's own endpoints are read by machines as they are
         await self.app(scope, receive, send if healthz else send_problem)
+
+
+async def _drain(receive: Receive) -> None:
+    """Reads a body and forgets it; what is longer than PROXY_WINDOW_BYTES not to its end."""
+    taken, more = 0, True
+    while more and taken <= PROXY_WINDOW_BYTES:
+        message = await receive()
+        taken, more = taken + len(message.get("body", b"")), message.get("more_body", False)
 
 
 async def _send_problem(send: Send, status: HTTPStatus, request_id: str) -> None:

@@ -68,7 +68,9 @@ class AppSettings(BaseModel):
     decode_timeout_s: Seconds = Field(10.0, description="longest time to decode one image, in seconds")
     upload_grace_s: Seconds = Field(1.5, description="time before an upload must keep up its rate, in seconds")
     min_upload_bytes_per_s: PositiveInt = Field(8192, description="slowest upload, on average after the grace")
-    timeout_s: Seconds = Field(30.0, description="longest time for one request, in seconds; its upload is part of it")
+    timeout_s: Annotated[float, Field(gt=0, le=35, allow_inf_nan=False)] = Field(  # HAProxy gives up at 40, switches.py
+        30.0, description="longest time for one request, in seconds; its upload is part of it"
+    )
     api_keys_file: str | None = Field(None, description="file of `name sha256` lines; no key is asked for when not set")
     max_requests_per_key: PositiveInt = Field(32, description="requests of one key at a time, in one ingress replica")
     cors_origins: tuple[str, ...] = Field((), description="origins whose pages may call the service; none when empty")

@@ -57,7 +57,11 @@ SWITCHES = {
     # A request whose replica died is sent to another: looking twice at a photo harms nobody. With no other, the third
     # failure turns to Serve's own proxy, which waits for one.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
-    "RAY_SERVE_HAPROXY_RETRIES": "8",
+    # No more than that finds it, so a photo that kills what decodes it kills no more either.
+    "RAY_SERVE_HAPROXY_RETRIES": "5",
+    "RAY_SERVE_HAPROXY_MAXCONN": "1024",  # each may fill its buffer: 1 GB at most
+    # A replica whose engine hangs cannot end what it began.
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(REPLAYED_BYTES),
     "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn\n" + DEFAULTS,
     # Three failures in a row, by default each after 10 s, until a front that died is replaced.

@@ -39,7 +39,7 @@ class Watch:
             age = time.monotonic() - min(self._began.values())
             if age > HUNG_S:
                 raise Hung(f"a batch has been running for {age:.0f} s")
-        elif time.monotonic() - self._succeeded > QUIET_S:
+        if time.monotonic() - self._succeeded > QUIET_S:
             with self.running():
                 try:
                     await asyncio.wait_for(asyncio.to_thread(probe), HUNG_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import httpx
 import pytest
@@ -102,3 +103,29 @@ def test_what_never_becomes_a_request_is_told_in_the_same_shape(client: httpx.Cl
     answer = client.get("/v1/models", params={"a": "x" * 2_000_000})
     assert answer.status_code in (400, 414)
     check(answer.status_code, answer.headers["content-type"], answer.json(), 400, "malformed_request")
+
+
+@pytest.mark.parametrize("chunks", [34, None], ids=["longer than is ever read", "never ends"])
+def test_a_refused_body_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, chunks: int | None) -> None:
+    """All middlewares in their real order; the answer comes although the body does not end."""
+    monkeypatch.setattr("serve_app.proxy.MAX_PREDICTIONS", 0)
+    monkeypatch.setattr("serve_app.proxy.DRAIN_S", 0.3)
+    wrapped: Any = None
+    for middleware in middlewares():
+        wrapped = middleware.cls(wrapped)
+    sent: list[Any] = []
+    left = chunks
+
+    async def receive() -> dict[str, Any]:
+        nonlocal left
+        if left is None or left == 0:
+            await asyncio.Event().wait()
+        left -= 1
+        return {"type": "http.request", "body": b"x" * 1_000_000, "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "headers": []}
+    asyncio.run(asyncio.wait_for(wrapped(scope, receive, send), 5))
+    assert sent[0]["status"] == 503

@@ -88,3 +88,10 @@ def test_what_would_fail_again_is_not_retried(error: BaseException, told: type[E
     with pytest.raises(told):
         ask(made)
     assert made._postprocess.calls == 1
+
+
+def test_what_is_live_is_asked_again_too() -> None:
+    made = ingress(Stage())
+    made._detect = SimpleNamespace(serving=Stage(ActorDiedError()))
+    assert asyncio.run(made.serving()) == "boxes"
+    assert made.counted == ["retry"]

@@ -22,8 +22,19 @@ def test_traffic_is_proof_enough() -> None:
         observed = Watch()
         with observed.running():
             await asyncio.sleep(0.15)
-            await observed.check(pytest.fail)
+            await asyncio.sleep(0)
         await observed.check(pytest.fail)
+
+    asyncio.run(scenario())
+
+
+def test_batches_that_all_fail_are_no_proof() -> None:
+    async def scenario() -> None:
+        observed, asked = Watch(), threading.Event()
+        await asyncio.sleep(0.15)
+        with observed.running():
+            await observed.check(asked.set)
+        assert asked.is_set()
 
     asyncio.run(scenario())
 
