@@ -71,6 +71,7 @@ decoding: .venv/dev ## what decoding JPEGs at a reduced scale saves and costs
 manifests: .venv/dev $(BIN)/kubectl ## write the generated part of each Kubernetes overlay, and all of it to build/
 	@$(BIN)/python -m serve_app manifests >/dev/null && mkdir -p build
 	@for o in local staging production; do $(BIN)/kubectl kustomize kuberay/overlays/$$o >build/$$o.yaml || exit 1; done
+	@$(BIN)/python -m serve_app check build/*.yaml
 
 lock: ## write the newest versions that pyproject.toml allows to constraints.txt
 	@$(PYTHON) -m venv --clear .venv-lock && .venv-lock/bin/python -m pip install -q '.[cpu,int8,load,dev]'

@@ -69,6 +69,21 @@ def manifests(_: argparse.Namespace) -> int:
     return 0
 
 
+def check(args: argparse.Namespace) -> int:
+    """Finds what is legal alone and wrong together in rendered Kubernetes overlays."""
+    from serve_app import check
+
+    findings = []
+    for file in args.files:
+        try:
+            findings += check.check(check.read(file))
+        except (OSError, LookupError) as error:
+            print(f"error: {file}: no RayService with a Serve configuration: {error}", file=sys.stderr)
+            return 1
+    print("\n".join(map(str, findings)) or f"{len(args.files)} files, nothing found")
+    return int(bool(findings))
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = argparse.ArgumentParser(prog="python -m serve_app", description="Send a photo, get named boxes.")
@@ -91,6 +106,10 @@ def parser() -> argparse.ArgumentParser:
     weights_cli.add(commands.add_parser("weights", help=weights_cli.__doc__).add_subparsers(required=True))
 
     commands.add_parser("manifests", help=manifests.__doc__).set_defaults(run=manifests)
+
+    command = commands.add_parser("check", help=check.__doc__)
+    command.add_argument("files", type=Path, nargs="+", metavar="FILE", help="as `make manifests` writes to build/")
+    command.set_defaults(run=check)
 
     command = commands.add_parser("key", help=key.__doc__)
     command.add_argument("name", type=lambda text: text.replace(" ", "-"))

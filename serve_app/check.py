@@ -1,0 +1,228 @@
+"""`python -m serve_app check`: what is legal alone and wrong together: overlay, Serve configuration, lock, Dockerfile.
+
+A rule is a function of a `Deployed`; it yields findings. Each says what will happen, where that was seen, and the cure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from serve_app import configuration, switches
+from serve_app.weights import ROOT
+
+DRAIN_S = 30  # RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S of Ray 2.60
+MESSAGE_BYTES = 4 * 2**20  # gRPC's largest message between replicas in throughput mode
+STALE = ("serviceUnhealthySecondThreshold", "deploymentUnhealthySecondThreshold")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where, what will go wrong and why, and what to do."""
+
+    file: Path
+    line: int
+    why: str
+    cure: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.why}. Cure: {self.cure}"
+
+
+class Deployed:
+    """A rendered overlay, read once: its objects, and the Serve configuration inside."""
+
+    def __init__(self, file: Path, text: str, locked_ray: str, dockerfile: str) -> None:
+        self.file, self._lines = file, text.splitlines()
+        self.objects: list[dict[str, Any]] = [o for o in yaml.safe_load_all(text) if o]
+        self.service = self.kind("RayService")[0]["spec"]
+        self.cluster = self.service["rayClusterConfig"]
+        self.serve: dict[str, Any] = yaml.safe_load(self.service["serveConfigV2"])
+        self.args: dict[str, Any] = self.serve["applications"][0]["args"]
+        self.deployments: list[dict[str, Any]] = self.serve["applications"][0]["deployments"]
+        self.locked_ray, self.dockerfile = locked_ray, dockerfile
+
+    def kind(self, kind: str) -> list[dict[str, Any]]:
+        """All objects of a kind."""
+        return [o for o in self.objects if o["kind"] == kind]
+
+    def pods(self) -> list[dict[str, Any]]:
+        """The pod specs: the head's first, then each worker group's."""
+        groups = [self.cluster["headGroupSpec"], *self.cluster["workerGroupSpecs"]]
+        return [group["template"]["spec"] for group in groups]
+
+    def env(self, pod: dict[str, Any]) -> dict[str, str]:
+        """Of its Ray container."""
+        return {e["name"]: e.get("value", "") for e in pod["containers"][0].get("env", [])}
+
+    def found(self, key: str, why: str, cure: str) -> Finding:
+        """At the first line with this key."""
+        line = next((n for n, text in enumerate(self._lines, 1) if re.search(rf"\b{re.escape(key)}:", text)), 1)
+        return Finding(self.file, line, why, cure)
+
+
+def timeouts(d: Deployed) -> Iterator[Finding]:
+    """What a client waits for < what stops a replica < what stops its pod < what deletes its cluster."""
+    longest = d.args["timeout_s"]
+    if d.serve["http_options"]["request_timeout_s"] <= longest:
+        yield d.found(
+            "request_timeout_s", f"Serve gives up before the application's {longest} s", "more than timeout_s"
+        )
+    for deployment in d.deployments:
+        if deployment.get("graceful_shutdown_timeout_s", 20) <= longest:
+            why = f"{deployment['name']} is stopped with requests of up to {longest} s in it (ray#64181)"
+            yield d.found("graceful_shutdown_timeout_s", why, "more than timeout_s")
+    for pod in d.pods()[1:]:
+        hook = pod["containers"][0].get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["", "0"])
+        needed = int(hook[1]) + DRAIN_S + longest
+        if pod.get("terminationGracePeriodSeconds", 30) <= needed:
+            why = f"a pod is killed before its preStop, Ray's drain and the longest request are over ({needed} s)"
+            yield d.found("terminationGracePeriodSeconds", why, f"more than {needed}")
+
+
+def load_balancer(d: Deployed) -> Iterator[Finding]:
+    """What an ALB keeps must not be closed under it."""
+    leaves = 0
+    for ingress in d.kind("Ingress"):
+        notes = ingress["metadata"].get("annotations", {})
+        attributes = dict(re.findall(r"([\w.]+)=(\d+)", " ".join(notes.values())))
+        leaves = int(attributes.get("deregistration_delay.timeout_seconds", 300))
+        if d.serve["http_options"]["keep_alive_timeout_s"] <= int(attributes.get("idle_timeout.timeout_seconds", 60)):
+            why = "the load balancer meets connections that Serve has closed, and answers 502"
+            yield d.found("keep_alive_timeout_s", why, "longer than the load balancer's idle timeout")
+    if d.service.get("rayClusterDeletionDelaySeconds", 60) <= leaves + d.args["timeout_s"]:
+        why = "the old cluster is deleted while the load balancer still sends it requests (kuberay#4799)"
+        yield d.found("rayClusterDeletionDelaySeconds", why, f"more than {leaves + d.args['timeout_s']}")
+
+
+def batches(d: Deployed) -> Iterator[Finding]:
+    """A replica must be allowed to hold the batches it forms."""
+    for deployment in d.deployments:
+        size = (deployment.get("user_config") or {}).get("max_batch_size", 1)
+        if deployment.get("max_ongoing_requests", 5) < 2 * size:
+            why = f"{deployment['name']} never holds two batches of {size}; Serve's default of 5 caps them"
+            yield d.found("max_ongoing_requests", why, f"at least {2 * size}")
+
+
+def updates(d: Deployed) -> Iterator[Finding]:
+    """An update in place must start before it stops."""
+    for deployment in d.deployments:
+        if not deployment.get("max_surge_percent"):
+            why = f"an update stops replicas of {deployment['name']} before new ones are up (ray#66252)"
+            yield d.found(deployment["name"], why, "max_surge_percent: 100")
+
+
+def sizes(d: Deployed) -> Iterator[Finding]:
+    """All replicas must find a place, and no GPU may idle for want of cores."""
+    (group,) = d.cluster["workerGroupSpecs"]
+    container = group["template"]["spec"]["containers"][0]["resources"]
+    booked = float(group["rayStartParams"].get("num-cpus", cores(container["requests"]["cpu"])))
+    gpus = float(container.get("limits", {}).get("nvidia.com/gpu", 0))
+    cpu = sum(x["ray_actor_options"].get("num_cpus", 1) * most(x) for x in d.deployments)
+    gpu = sum(x["ray_actor_options"].get("num_gpus", 0) * most(x) for x in d.deployments)
+    if cpu > booked * group["maxReplicas"] or gpu > gpus * group["maxReplicas"]:
+        workers = group["maxReplicas"]
+        why = f"the replicas book {cpu:g} CPUs and {gpu:g} GPUs, {workers} workers have less: some never start"
+        yield d.found("maxReplicas", why, "more or larger workers, or fewer replicas")
+    if gpu and gpus and cpu / gpu > booked / gpus:
+        yield d.found("num_gpus", "GPUs idle: their workers have too few CPUs for the replicas", "smaller num_cpus")
+
+
+def access(d: Deployed) -> Iterator[Finding]:
+    """Who reaches Ray's ports runs code (CVE-2023-48022)."""
+    if d.cluster.get("authOptions", {}).get("mode") != "token":
+        yield d.found("rayClusterConfig", "Ray answers everybody who reaches its ports", "authOptions: {mode: token}")
+    for ingress in d.kind("Ingress"):
+        paths = [p["backend"]["service"] for rule in ingress["spec"]["rules"] for p in rule["http"]["paths"]]
+        if any(path["port"].get("number") != d.serve["http_options"]["port"] for path in paths):
+            yield d.found(
+                "backend", "another port than Serve's is exposed; the dashboard runs code", "Serve's port only"
+            )
+    if d.serve["http_options"]["host"] != "0.0.0.0":  # noqa: S104
+        yield d.found("host", "Serve listens where no probe and no client reaches it", "host: 0.0.0.0")
+
+
+def disruptions(d: Deployed) -> Iterator[Finding]:
+    """Evictions must be possible, one at a time."""
+    budgets = [b["spec"] for b in d.kind("PodDisruptionBudget")]
+    if not budgets:
+        yield d.found("kind", "a node's drain may take all workers at once (kuberay#5004)", "a PodDisruptionBudget")
+    if any("maxUnavailable" in b or "%" in str(b.get("minAvailable")) for b in budgets):
+        why = "no eviction is ever allowed: a RayCluster has no scale subresource to count from (kuberay#2662)"
+        yield d.found("maxUnavailable", why, "an integer minAvailable")
+
+
+def versions(d: Deployed) -> Iterator[Finding]:
+    """One image, one Ray, and the switches that were measured."""
+    if d.cluster["rayVersion"] != d.locked_ray:
+        yield d.found("rayVersion", f"the image has Ray {d.locked_ray}", f'rayVersion: "{d.locked_ray}"')
+    images = {pod["containers"][0]["image"] for pod in d.pods()}
+    if len(images) > 1:
+        yield d.found("image", "head and workers run different images, and Ray refuses the workers", "one image")
+    if any(not re.search(r"@sha256:|:(?!latest$)[\w.-]+$", image) for image in images):
+        yield d.found("image", "what `latest` is changes under a running cluster", "a tag, or better a digest")
+    if any(d.env(pod) | switches.SWITCHES != d.env(pod) for pod in d.pods()):
+        yield d.found("env", "Ray runs without the switches that were measured", "make manifests")
+
+
+def keys(d: Deployed) -> Iterator[Finding]:
+    """What nobody reads does nothing."""
+    try:
+        configuration.check(d.serve)
+    except ValueError as error:
+        yield d.found("serveConfigV2", f"Serve: {error}", "see serve_config.yaml")
+    for key in STALE:
+        if key in d.service:
+            yield d.found(key, "KubeRay ignores it (kuberay#1685)", "take it out")
+
+
+def head(d: Deployed) -> Iterator[Finding]:
+    """The control plane must not compete with a network."""
+    if str(d.cluster["headGroupSpec"]["rayStartParams"].get("num-cpus")) != "0":
+        yield d.found("headGroupSpec", "replicas run on the head and starve the control plane", 'num-cpus: "0"')
+
+
+def messages(d: Deployed) -> Iterator[Finding]:
+    """Throughput mode sends by gRPC, 4 MiB at most (ray#62982)."""
+    apart, fast = d.args["placement"] == "apart", d.env(d.pods()[1]).get("RAY_SERVE_THROUGHPUT_OPTIMIZED") == "1"
+    if apart and fast and d.args["max_body_bytes"] > MESSAGE_BYTES:
+        yield d.found("RAY_SERVE_THROUGHPUT_OPTIMIZED", "photos of more than 4 MiB end as 500", "without it")
+
+
+def probes(d: Deployed) -> Iterator[Finding]:
+    """KubeRay's probes are shell commands in the image."""
+    if "slim" in d.dockerfile and "wget" not in d.dockerfile:
+        why = "KubeRay's probes call wget, which a slim image lacks: no pod is ever ready"
+        yield Finding(ROOT / "Dockerfile", 1, why, "apt-get install wget")
+
+
+RULES: tuple[Callable[[Deployed], Iterator[Finding]], ...] = (
+    timeouts, load_balancer, batches, updates, sizes, access, disruptions, versions, keys, head, messages, probes,
+)  # fmt: skip
+
+
+def most(deployment: dict[str, Any]) -> int:
+    """The most replicas it may have."""
+    scaling = deployment.get("autoscaling_config") or {}
+    return int(scaling.get("max_replicas") or deployment.get("num_replicas") or 1)
+
+
+def cores(quantity: str) -> float:
+    """Kubernetes' `500m` or `2`."""
+    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
+
+
+def read(file: Path) -> Deployed:
+    """A rendered overlay beside this checkout's lock and Dockerfile. Raises OSError, IndexError or KeyError."""
+    locked = re.search(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    return Deployed(file, file.read_text(), locked[1] if locked else "", (ROOT / "Dockerfile").read_text())
+
+
+def check(deployed: Deployed) -> list[Finding]:
+    """Every finding of every rule."""
+    return [finding for rule in RULES for finding in rule(deployed)]
