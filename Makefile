@@ -7,7 +7,7 @@ MODEL ?= auto
 export YOLO_AUTOINSTALL := false
 
 .DEFAULT_GOAL := help
-.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak bench bench-gpu tune plane steady decoding manifests lock clean
+.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak bench bench-gpu tune plane steady decoding manifests e2e lock clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -72,6 +72,9 @@ manifests: .venv/dev $(BIN)/kubectl ## write the generated part of each Kubernet
 	@$(BIN)/python -m serve_app manifests >/dev/null && mkdir -p build
 	@for o in local staging production; do $(BIN)/kubectl kustomize kuberay/overlays/$$o >build/$$o.yaml || exit 1; done
 	@$(BIN)/python -m serve_app check build/*.yaml
+
+e2e: .venv/dev $(BIN)/kubectl ## the local overlay on the cluster CONTEXT with IMAGE: predict, upgrade under traffic
+	@$(BIN)/python -m loadtests.e2e --context "$(CONTEXT)" $(if $(IMAGE),--image "$(IMAGE)")
 
 lock: ## write the newest versions that pyproject.toml allows to constraints.txt
 	@$(PYTHON) -m venv --clear .venv-lock && .venv-lock/bin/python -m pip install -q '.[cpu,int8,load,dev]'

@@ -49,7 +49,7 @@ class Traffic:
     async def learn(self, http: aiohttp.ClientSession) -> None:
         """Asks for each photo once, in peace: these are the right answers."""
         for photo in self.photos:
-            async with http.post("/v1/predict", data=photo) as answer:
+            async with http.post(f"{self.url}/v1/predict", data=photo) as answer:
                 answer.raise_for_status()
                 self._known.append(objects(await answer.json()))
 
@@ -57,7 +57,7 @@ class Traffic:
         """One request; never raises."""
         sent, which = time.monotonic(), n % len(self.photos)
         try:
-            async with http.post("/v1/predict", data=self.photos[which]) as answer:
+            async with http.post(f"{self.url}/v1/predict", data=self.photos[which]) as answer:
                 body = await answer.read()
             verdict, detail = self._judge(which, answer, body)
             sha256 = answer.headers.get("X-Model-Sha256", "")
@@ -105,9 +105,7 @@ class Traffic:
     def _session(self, new: bool) -> aiohttp.ClientSession:
         headers = {"Content-Type": "image/jpeg"} | self.headers
         connector = aiohttp.TCPConnector(limit=0, force_close=new)
-        return aiohttp.ClientSession(
-            self.url, connector=connector, headers=headers, timeout=aiohttp.ClientTimeout(2 * LATE_S)
-        )
+        return aiohttp.ClientSession(connector=connector, headers=headers, timeout=aiohttp.ClientTimeout(2 * LATE_S))
 
     @contextmanager
     def flowing(self, closed: int = 4, rate: float = 4.0) -> Iterator[None]:

@@ -1,0 +1,127 @@
+"""`make e2e CONTEXT=… IMAGE=…`: the local overlay on any cluster of the kubeconfig, and its upgrade under traffic.
+
+Traffic goes through the API server's proxy to the Service, which follows it from the old cluster to the new one, as a
+port-forward to one pod would not. Exit code 1 when a request was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import yaml
+
+from loadtests.drill import content_of, observe, sha256
+from loadtests.service import ROOT
+from loadtests.traffic import Traffic
+from serve_app import manifests, photos
+
+NAMESPACE, NAME = "recognition", "recognition"
+OPERATOR = ("kuberay-operator", "https://ray-project.github.io/kuberay-helm/", "1.7.0")
+READY_S = 900  # two cores, two clusters
+SERVICE = f"/api/v1/namespaces/{NAMESPACE}/services/{NAME}-serve-svc:8000/proxy"
+
+
+class Cluster:
+    """kubectl with a context."""
+
+    def __init__(self, context: str) -> None:
+        path = f"{ROOT}/.venv/bin{os.pathsep}{os.environ['PATH']}"
+        self._typed = [shutil.which("kubectl", path=path) or "kubectl", "--context", context]
+
+    def __call__(self, *typed: str, stdin: str | None = None, check: bool = True) -> str:
+        """Its output. Raises CalledProcessError."""
+        return subprocess.run(
+            [*self._typed, *typed], input=stdin, check=check, stdout=subprocess.PIPE, text=True
+        ).stdout
+
+    @contextmanager
+    def proxy(self) -> Iterator[str]:
+        """The URL of the Service, by way of the API server."""
+        process = subprocess.Popen([*self._typed, "proxy", "--port=0"], stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout
+            yield f"http://{process.stdout.readline().split()[-1]}{SERVICE}"  # Starting to serve on 127.0.0.1:…
+        finally:
+            process.terminate()
+            process.wait(10)
+
+    def condition(self, kind: str) -> str:
+        """`True`, `False` or nothing: of the RayService."""
+        got = json.loads(self("-n", NAMESPACE, "get", "rayservice", NAME, "-o", "json"))
+        conditions = got.get("status", {}).get("conditions", [])
+        return next((c["status"] for c in conditions if c["type"] == kind), "")
+
+    def until(self, kind: str, status: str) -> None:
+        """Waits for a condition. Raises TimeoutError."""
+        end = time.monotonic() + READY_S
+        while self.condition(kind) != status:
+            if time.monotonic() > end:
+                print(self("-n", NAMESPACE, "get", "rayservice,raycluster,pods", "-o", "wide", check=False))
+                raise TimeoutError(f"{kind} is not {status} after {READY_S} s")
+            time.sleep(2)
+
+
+def rendered(cluster: Cluster, image: str) -> list[dict[str, Any]]:
+    """The local overlay with another image."""
+    manifests.write()
+    objects = list(yaml.safe_load_all(cluster("kustomize", str(manifests.OVERLAYS / "local"))))
+    for service in (o for o in objects if o["kind"] == "RayService"):
+        config = service["spec"]["rayClusterConfig"]
+        for group in (config["headGroupSpec"], *config["workerGroupSpecs"]):
+            group["template"]["spec"]["containers"][0]["image"] = image
+    return objects
+
+
+def operator(cluster: Cluster, context: str) -> None:
+    """Installs KubeRay's operator where there is none."""
+    if not cluster("get", "crd", "rayservices.ray.io", "--ignore-not-found", "-o", "name"):
+        name, repository, version = OPERATOR
+        typed = ["helm", "--kube-context", context, "install", name, name, "--repo", repository, "--version", version]
+        subprocess.run([*typed, "--namespace", name, "--create-namespace", "--wait"], check=True)
+
+
+def upgrade(cluster: Cluster) -> None:
+    """Another pod template, so another cluster; returns when the Service has turned to it and the old one may go."""
+    value = {"name": "UPGRADED_AT", "value": str(int(time.time()))}
+    head = "/spec/rayClusterConfig/headGroupSpec/template/spec/containers/0/env/-"
+    patch = json.dumps([{"op": "add", "path": head, "value": value}])
+    cluster("-n", NAMESPACE, "patch", "rayservice", NAME, "--type=json", "-p", patch)
+    cluster.until("UpgradeInProgress", "True")
+    cluster.until("UpgradeInProgress", "False")
+    cluster.until("Ready", "True")
+
+
+def main(context: str, image: str) -> bool:
+    """True when nothing was lost."""
+    cluster = Cluster(context)
+    operator(cluster, context)
+    try:
+        cluster("apply", "-f", "-", stdin=yaml.safe_dump_all(rendered(cluster, image)))
+        cluster.until("Ready", "True")
+        with cluster.proxy() as url:
+            answer = httpx.post(f"{url}/v1/predict", files={"file": photos.bus()}, timeout=60, trust_env=False)
+            print(answer.raise_for_status().json()["images"][0]["results"], flush=True)
+            traffic = Traffic(url, content_of())
+            with traffic.flowing(closed=2, rate=2):
+                bad = observe(traffic, "upgrade to a new cluster", lambda: upgrade(cluster), lambda: sha256(traffic))
+        return not bad
+    finally:
+        cluster("delete", "namespace", NAMESPACE, "--ignore-not-found", check=False)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--context", required=True)
+    parser.add_argument("--image", default="image-recognition:dev")
+    asked = parser.parse_args()
+    sys.exit(not main(asked.context, asked.image))
