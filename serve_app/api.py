@@ -39,7 +39,7 @@ PROBLEM: dict[str, Any] = {
     "description": "Any error",
     "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
 }
-# What is no HTTP, or a URL of more than 16 kB, is refused by the front itself, before it can be ours.
+# What is no HTTP is refused by the front itself, before it can be ours.
 MALFORMED: dict[str, Any] = {
     "description": "Not what it says it is; or no HTTP, or too long a URL, and then not in our shape",
     "content": PROBLEM["content"] | {"text/html": {}, "text/plain": {}},

@@ -38,7 +38,6 @@ DEFAULTS = f"""\
     timeout http-request 20s
     default-server maxconn 256
     timeout queue 500ms
-    http-error status 400 content-type application/problem+json string '{problem(400, "malformed_request")}'
     http-error status 408 content-type application/problem+json string '{problem(408, "upload_too_slow")}'
     http-error status 503 content-type application/problem+json string '{problem(503, "overloaded")}' hdr Retry-After 1
     http-error status 502 content-type application/problem+json string '{problem(502, "not_ready")}' hdr Retry-After 1
