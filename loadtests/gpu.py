@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from serve_app import boxes
-from serve_app.model import CudaModel, TorchModel, read_checkpoint
+from serve_app.cuda_model import CudaModel
+from serve_app.model import TorchModel, read_checkpoint
 
 
 def median_ms(once: Callable[[], object], times: int) -> float:

@@ -8,25 +8,18 @@ import statistics
 import time
 from collections import Counter
 
-import aiohttp
-
 from loadtests import clients
 from loadtests.service import Service, config, free_port, running
-from loadtests.traffic import Row, Traffic
+from loadtests.traffic import Traffic, tail
 from serve_app import photos
 
 FULL = 96  # closed-loop clients that keep the queue well filled, and are not refused
 
 
-def tail(rows: list[Row]) -> float:
-    """The 95th percentile of the latency, in seconds."""
-    return statistics.quantiles([row.done - row.sent for row in rows] or [0.0] * 2, n=20)[-1]
-
-
 async def recovery(traffic: Traffic, normal_s: float) -> float:
     """Seconds until three answers in a row are as quick as before."""
     began, quick, n = time.monotonic(), 0, 0
-    async with aiohttp.ClientSession(headers={"Content-Type": "image/jpeg"}) as http:
+    async with traffic.session() as http:
         while quick < 3:
             row = await traffic.ask(http, n)
             quick = quick + 1 if row.verdict == "answered" and row.done - row.sent <= 2 * normal_s else 0
@@ -36,7 +29,7 @@ async def recovery(traffic: Traffic, normal_s: float) -> float:
 
 async def learn(traffic: Traffic) -> float:
     """The right answers; and the latency of one client, in seconds."""
-    async with aiohttp.ClientSession(headers={"Content-Type": "image/jpeg"}) as http:
+    async with traffic.session() as http:
         await traffic.learn(http)
         rows = [await traffic.ask(http, n) for n in range(20)]
     return statistics.median(row.done - row.sent for row in rows)

@@ -110,6 +110,13 @@ def status(service: Service) -> dict[str, Any]:
     return dict(application)
 
 
+def model(service: Service) -> dict[str, Any]:
+    """What the service says of its weights. Raises HTTPError."""
+    answer = httpx.get(f"{service.url}/v1/models", timeout=60, trust_env=False)
+    found: dict[str, Any] = answer.raise_for_status().json()["models"][0]
+    return found
+
+
 def command(process: psutil.Process) -> str:
     """What a process runs; nothing when it has just ended."""
     try:

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 
 from loadtests import s3
-from loadtests.service import Service, config, deploy, detector, free_port, running
+from loadtests.service import Service, config, deploy, detector, free_port, model, running
 from loadtests.versions import Versions
 from serve_app import photos
 
@@ -91,32 +91,24 @@ class Operator:
     def swap(self, kind: str, uri: str) -> Outcome:
         """Returns once `uri` is live or among the refused."""
         wanted = REASONS.get(kind, "live")
-        refused_before = self._model()["refused"]  # of the one replica that there is
+        refused_before = model(self._service)["refused"]  # of the one replica that there is
         detector(self._content)["user_config"]["weights"] = uri
         began = time.monotonic()
         deploy(self._service, self._content)
         applied = time.monotonic()
         while time.monotonic() < applied + TIMEOUT_S:
-            model = self._model()
-            if model["uri"] == uri:
-                self._live = model["sha256"]
+            shown = model(self._service)
+            if shown["uri"] == uri:
+                self._live = shown["sha256"]
                 return self._outcome(kind, wanted, "live", began, applied)
-            if model["refused"] != refused_before:
-                return self._outcome(kind, wanted, model["refused"][-1]["reason"], began, applied)
+            if shown["refused"] != refused_before:
+                return self._outcome(kind, wanted, shown["refused"][-1]["reason"], began, applied)
             time.sleep(0.02)
         return self._outcome(kind, wanted, "nothing", began, applied)
 
     def _outcome(self, kind: str, wanted: str, seen: str, began: float, applied: float) -> Outcome:
         now = time.monotonic()
         return Outcome(kind, wanted, seen, now - applied, began, now, self._live)
-
-    def _model(self) -> dict[str, Any]:
-        found: dict[str, Any] = (
-            httpx.get(f"{self._service.url}/v1/models", timeout=60, trust_env=False)
-            .raise_for_status()
-            .json()["models"][0]
-        )
-        return found
 
 
 def judge(answers: Answers, outcomes: list[Outcome], first: str) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import statistics
 import threading
 import time
 from collections import Counter
@@ -95,14 +96,15 @@ class Traffic:
                 await asyncio.sleep(max(0.0, began + n / rate - time.monotonic()))
 
     async def _run(self, ready: threading.Event, closed: int, rate: float) -> None:
-        async with self._session(False) as kept, self._session(True) as new:
+        async with self.session() as kept, self.session(new=True) as new:
             await self.learn(kept)
             await self.ask(kept, 0)
             ready.set()
             clients = [self.closed(new if n % 2 else kept, n) for n in range(closed)]
             await asyncio.gather(*clients, self.open(kept, rate, self._stop.is_set))
 
-    def _session(self, new: bool) -> aiohttp.ClientSession:
+    def session(self, new: bool = False) -> aiohttp.ClientSession:
+        """With connections that are kept, or a new one for each request."""
         headers = {"Content-Type": "image/jpeg"} | self.headers
         connector = aiohttp.TCPConnector(limit=0, force_close=new)
         return aiohttp.ClientSession(connector=connector, headers=headers, timeout=aiohttp.ClientTimeout(2 * LATE_S))
@@ -126,7 +128,7 @@ class Traffic:
 
         async def run() -> None:
             end = time.monotonic() + seconds
-            async with other._session(False) as http:
+            async with other.session() as http:
                 await other.open(http, rate, lambda: time.monotonic() >= end)
 
         asyncio.run(run())
@@ -161,6 +163,11 @@ def same(wanted: list[Object], found: list[Object]) -> bool:
     there = all(any(f[0] == w[0] and overlap(f[2], w[2]) >= 0.8 for f in found) for w in sure)
     extra = Counter(f[0] for f in found if f[1] >= 0.9) - Counter(w[0] for w in wanted if w[1] >= 0.5)
     return there and not extra
+
+
+def tail(rows: list[Row]) -> float:
+    """The 95th percentile of the latency, in seconds."""
+    return statistics.quantiles([row.done - row.sent for row in rows] or [0.0] * 2, n=20)[-1]
 
 
 def stall(rows: list[Row], began: float, ended: float) -> float:

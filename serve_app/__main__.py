@@ -71,12 +71,12 @@ def manifests(_: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Finds what is legal alone and wrong together in rendered Kubernetes overlays."""
-    from serve_app import check
+    from serve_app import check, deployed
 
     findings = []
     for file in args.files:
         try:
-            findings += check.check(check.read(file))
+            findings += check.check(deployed.read(file))
         except (OSError, LookupError) as error:
             print(f"error: {file}: no RayService with a Serve configuration: {error}", file=sys.stderr)
             return 1

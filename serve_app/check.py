@@ -7,63 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from serve_app import configuration, switches
+from serve_app.deployed import Deployed, Finding, cores
 from serve_app.weights import ROOT
 
 DRAIN_S = 30  # RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S of Ray 2.60
 MESSAGE_BYTES = 4 * 2**20  # gRPC's largest message between replicas in throughput mode
 STALE = ("serviceUnhealthySecondThreshold", "deploymentUnhealthySecondThreshold")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Where, what will go wrong and why, and what to do."""
-
-    file: Path
-    line: int
-    why: str
-    cure: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.why}. Cure: {self.cure}"
-
-
-class Deployed:
-    """A rendered overlay, read once: its objects, and the Serve configuration inside."""
-
-    def __init__(self, file: Path, text: str, locked_ray: str, dockerfile: str) -> None:
-        self.file, self._lines = file, text.splitlines()
-        self.objects: list[dict[str, Any]] = [o for o in yaml.safe_load_all(text) if o]
-        self.service = self.kind("RayService")[0]["spec"]
-        self.cluster = self.service["rayClusterConfig"]
-        self.serve: dict[str, Any] = yaml.safe_load(self.service["serveConfigV2"])
-        self.args: dict[str, Any] = self.serve["applications"][0]["args"]
-        self.deployments: list[dict[str, Any]] = self.serve["applications"][0]["deployments"]
-        self.locked_ray, self.dockerfile = locked_ray, dockerfile
-
-    def kind(self, kind: str) -> list[dict[str, Any]]:
-        """All objects of a kind."""
-        return [o for o in self.objects if o["kind"] == kind]
-
-    def pods(self) -> list[dict[str, Any]]:
-        """The pod specs: the head's first, then each worker group's."""
-        groups = [self.cluster["headGroupSpec"], *self.cluster["workerGroupSpecs"]]
-        return [group["template"]["spec"] for group in groups]
-
-    def env(self, pod: dict[str, Any]) -> dict[str, str]:
-        """Of its Ray container."""
-        return {e["name"]: e.get("value", "") for e in pod["containers"][0].get("env", [])}
-
-    def found(self, key: str, why: str, cure: str) -> Finding:
-        """At the first line with this key."""
-        line = next((n for n, text in enumerate(self._lines, 1) if re.search(rf"\b{re.escape(key)}:", text)), 1)
-        return Finding(self.file, line, why, cure)
 
 
 def timeouts(d: Deployed) -> Iterator[Finding]:
@@ -210,17 +162,6 @@ def most(deployment: dict[str, Any]) -> int:
     """The most replicas it may have."""
     scaling = deployment.get("autoscaling_config") or {}
     return int(scaling.get("max_replicas") or deployment.get("num_replicas") or 1)
-
-
-def cores(quantity: str) -> float:
-    """Kubernetes' `500m` or `2`."""
-    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
-
-
-def read(file: Path) -> Deployed:
-    """A rendered overlay beside this checkout's lock and Dockerfile. Raises OSError, IndexError or KeyError."""
-    locked = re.search(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    return Deployed(file, file.read_text(), locked[1] if locked else "", (ROOT / "Dockerfile").read_text())
 
 
 def check(deployed: Deployed) -> list[Finding]:

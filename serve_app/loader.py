@@ -106,9 +106,11 @@ def load(
 
 def engine(network: DetectionModel, sha256: str, settings: AppSettings, size: int, device: str) -> Model:
     """The network, ready to run: CUDA on a GPU, else OpenVINO, or plain PyTorch where that is asked for."""
-    from serve_app.model import CudaModel, TorchModel, names_of
+    from serve_app.model import TorchModel, names_of
 
     if device == "cuda":
+        from serve_app.cuda_model import CudaModel
+
         return CudaModel(network, size)
     if settings.engine == "torch":
         return TorchModel(network, settings.cpu_threads)

@@ -25,9 +25,15 @@ class _Text(str):
     """Written as a block, so that a difference of two versions can be read."""
 
 
-yaml.SafeDumper.add_representer(
-    _Text, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|")
-)
+class _Dumper(yaml.SafeDumper):
+    """Without anchors: Kustomize reads them, people do not like to."""
+
+    def ignore_aliases(self, _data: object) -> bool:
+        """All."""
+        return True
+
+
+_Dumper.add_representer(_Text, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|"))
 
 
 def overlays() -> list[Path]:
@@ -60,15 +66,7 @@ def write() -> list[Path]:
         path = overlay / GENERATED
         path.write_text(
             "# By `make manifests`, from serve.yaml here, serve_config.yaml and serve_app/switches.py.\n"
-            + yaml.dump(patch(overlay), Dumper=_NoAliases, sort_keys=False, width=120)
+            + yaml.dump(patch(overlay), Dumper=_Dumper, sort_keys=False, width=120)
         )
         written.append(path)
     return written
-
-
-class _NoAliases(yaml.SafeDumper):
-    """Kustomize reads anchors, people do not like to."""
-
-    def ignore_aliases(self, _data: object) -> bool:
-        """All."""
-        return True

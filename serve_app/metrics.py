@@ -25,8 +25,8 @@ def images_total() -> Counter:
 
 
 def retries_total() -> Counter:
-    """Images sent through the stages again, because a replica died with them."""
-    return Counter("recognition_retries_total", "Images tried again after a replica died")
+    """Calls of a stage tried again, because its replica died with them or none was there."""
+    return Counter("recognition_retries_total", "Calls of a stage tried again")
 
 
 def settings_refused_total() -> Counter:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.server
 import importlib.metadata
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ import httpx
 import pytest
 
 from loadtests.service import ROOT, Service, config, free_port, running
-from serve_app import photos
+from serve_app import manifests, photos
 from serve_app.configuration import apart
 
 SHARED = ROOT.parent / "shared"  # photos and weights that may not be part of this repository; used where present
@@ -75,6 +77,24 @@ def http_server(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[s
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+def kubectl() -> str:
+    """The one that `make test` installs, else any; skips the test without."""
+    found = shutil.which("kubectl", path=f"{ROOT}/.venv/bin") or shutil.which("kubectl")
+    return found or pytest.skip("no kubectl: make .venv/bin/kubectl")
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every overlay by its name, as it would be applied."""
+    manifests.write()
+    folder, files = tmp_path_factory.mktemp("build"), {}
+    for overlay in manifests.overlays():
+        files[overlay.name] = folder / f"{overlay.name}.yaml"
+        built = subprocess.run([kubectl(), "kustomize", str(overlay)], capture_output=True, check=True)
+        files[overlay.name].write_bytes(built.stdout)
+    return files
 
 
 def shared(*parts: str) -> Path:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from loadtests.drill import BAD, HOLES, KILLED, Operator, content_of, local, observe, sha256
+from loadtests.drill import BAD, HOLES, content_of, observe, sha256
+from loadtests.events import KILLED, Operator, local
 from loadtests.traffic import Row, Traffic, same, stall
 
 EVENTS = (

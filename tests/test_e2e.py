@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
 from loadtests import e2e
-from tests.conftest import ROOT
+from tests.conftest import kubectl
 
 FAKE = """#!/bin/sh
 echo "$@" >> {log}
@@ -41,8 +40,7 @@ def test_a_condition_is_waited_for_and_its_absence_told(
 
 
 def test_head_and_workers_get_the_image() -> None:
-    if not (shutil.which("kubectl", path=f"{ROOT}/.venv/bin") or shutil.which("kubectl")):
-        pytest.skip("no kubectl: make .venv/bin/kubectl")
+    kubectl()
     text = yaml.safe_dump(e2e.rendered(e2e.Cluster("somewhere"), "mine:1"))
     assert text.count("image: mine:1") == 2
     assert "image-recognition:dev" not in text

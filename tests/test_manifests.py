@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from serve_app import configuration, manifests, switches
+from serve_app.deployed import cores
 from tests.conftest import ROOT, shared
 
 KUBERNETES = "1.36"
@@ -27,14 +27,8 @@ def test_the_overlays() -> None:
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
-def overlay(request: pytest.FixtureRequest) -> tuple[str, Objects]:
-    kubectl = shutil.which("kubectl", path=f"{ROOT}/.venv/bin") or shutil.which("kubectl")
-    if not kubectl:
-        pytest.skip("no kubectl: make .venv/bin/kubectl")
-    manifests.write()
-    typed = [kubectl, "kustomize", str(manifests.OVERLAYS / request.param)]
-    built = subprocess.run(typed, capture_output=True, text=True, check=True)
-    return request.param, list(yaml.safe_load_all(built.stdout))
+def overlay(request: pytest.FixtureRequest, rendered: dict[str, Path]) -> tuple[str, Objects]:
+    return request.param, list(yaml.safe_load_all(rendered[request.param].read_text()))
 
 
 def of(objects: Objects, kind: str) -> dict[str, Any]:
@@ -52,10 +46,6 @@ def groups(objects: Objects) -> tuple[dict[str, Any], dict[str, Any]]:
 def gigabytes(quantity: str) -> float:
     number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", quantity).groups()
     return int(number) / (1 if unit == "Gi" else 1024)
-
-
-def cores(quantity: str) -> float:
-    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
 
 
 def serve(objects: Objects) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -150,14 +140,9 @@ def test_the_replicas_fit_their_workers(overlay: tuple[str, Objects]) -> None:
     )
 
 
-def test_the_local_overlay_fits_a_small_node_twice() -> None:
+def test_the_local_overlay_fits_a_small_node_twice(rendered: dict[str, Path]) -> None:
     """2 cores and 20 GiB, and an upgrade runs two clusters; the rest of a node's own pods take half a core."""
-    kubectl = shutil.which("kubectl", path=f"{ROOT}/.venv/bin") or shutil.which("kubectl")
-    if not kubectl:
-        pytest.skip("no kubectl: make .venv/bin/kubectl")
-    manifests.write()
-    built = subprocess.run([kubectl, "kustomize", str(manifests.OVERLAYS / "local")], capture_output=True, check=True)
-    objects = list(yaml.safe_load_all(built.stdout))
+    objects = list(yaml.safe_load_all(rendered["local"].read_text()))
     head, worker = (pod["containers"][0] for pod in groups(objects))
     scaler = of(objects, "RayService")["spec"]["rayClusterConfig"]["autoscalerOptions"]
     asked = [c["resources"] for c in (head, worker, scaler)]
