@@ -51,6 +51,9 @@ SWITCHES = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.proxy:middlewares",
     # Ray starts workers at niceness 15, behind everything else on the machine.
     "RAY_worker_niceness": "0",
+    # glibc's own limit is 8 arenas a core, each of which keeps what a photo needed once: with 2 a replica has found its
+    # size after 3,000 photos, 62 MB lower, instead of growing for an hour; the rate is the same.
+    "MALLOC_ARENA_MAX": "2",
     # 4 threads are HAProxy's default; at 1,000 requests/s it needs half of one.
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     # A request whose replica died is sent to another: looking twice at a photo harms nobody. With no other, the third
