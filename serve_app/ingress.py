@@ -17,9 +17,10 @@ from ray.serve.handle import DeploymentHandle
 from serve_app import deadline, metrics
 from serve_app.api import build_api
 from serve_app.deployments import Detector, Postprocessor, Preprocessor
-from serve_app.errors import AppError, NotReady, Overloaded
+from serve_app.errors import AppError, NotReady, Overloaded, Timeout
 from serve_app.placement import Local
 from serve_app.records import Finished, Serving
+from serve_app.scaling import Waits
 from serve_app.settings import AppSettings, PredictOptions
 
 READY_TIMEOUT_S = 5.0
@@ -49,6 +50,7 @@ class Ingress:
         self._preprocess, self._detect, self._postprocess = preprocess, detect, postprocess
         self._images, self._retries = metrics.images_total(), metrics.retries_total()
         self._live: Serving | None = None
+        self._waits = Waits()
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # the name is Serve's: it asks for the app once we are constructed
         return build_api(self)
@@ -56,13 +58,23 @@ class Ingress:
     async def recognise(self, image: bytes, options: PredictOptions, moment: float) -> Finished:
         """One image through the graph; again, when a replica died with it: to look twice at a photo harms nobody."""
         code = "ok"
-        try:
-            return await self._again(partial(self._through, image, options, moment), moment)
-        except BaseException as error:
-            code = "cancelled" if isinstance(error, asyncio.CancelledError) else getattr(error, "code", AppError.code)
-            raise
-        finally:
-            self._images.inc(tags={"code": code})
+        with self._waits.waiting() as wait:
+            try:
+                done = await self._again(partial(self._through, image, options, moment), moment)
+            except BaseException as error:
+                gone = isinstance(error, asyncio.CancelledError)
+                code = "cancelled" if gone else getattr(error, "code", AppError.code)
+                wait.counts = gone or isinstance(error, Timeout)  # its time ran out in here, or out there
+                raise
+            else:
+                wait.counts, wait.worked_s = True, done.preprocess_s + done.inference_s + done.postprocess_s
+                return done
+            finally:
+                self._images.inc(tags={"code": code})
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve's autoscaler asks for; the name is Serve's."""
+        return self._waits.report()
 
     async def _again(self, attempt: Callable[[], Awaitable[Answer]], moment: float) -> Answer:
         for _ in range(RETRIES):

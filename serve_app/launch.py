@@ -7,6 +7,7 @@ a Ray that happens to run already is left alone, and the URL is printed once eve
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import socket
 import time
@@ -26,6 +27,7 @@ from serve_app.errors import WeightsError
 from serve_app.settings import AppSettings
 from serve_app.weights import BUNDLED, ROOT
 
+OPEN_FILES = 4096  # HAProxy asks for 2,587 at its MAXCONN of 1,024
 START_TIMEOUT_S = 300.0  # measured 15-40 s on two busy cores
 
 
@@ -44,6 +46,7 @@ def run(config_path: Path, temp: Path, host: str | None = None) -> None:
         config_path = temp / config_path.name
         config_path.write_text(yaml.safe_dump(config))
     host, port = config["http_options"]["host"], config["http_options"]["port"]
+    check_open_files()
     check_port(host, port, config_path)
     stop_on_signals()
     kind = "the bundled model" if weights == str(BUNDLED) else "the weights"
@@ -102,6 +105,18 @@ def check_port(host: str, port: int, path: Path) -> None:
             if error.errno == errno.EADDRINUSE:
                 message = f"port {port} is taken. Does the service run already? Else change http_options.port in {path}"
             raise StartFailed(message) from error
+
+
+def check_open_files() -> None:
+    """Raises StartFailed when HAProxy may not open what it needs: it would not start, and say so in the logs only."""
+    if os.environ["RAY_SERVE_ENABLE_HA_PROXY"] != "1":
+        return
+    import resource  # not on Windows, where there is no HAProxy either
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < OPEN_FILES:
+        cure = f"`ulimit -Hn`, or `docker run --ulimit nofile={OPEN_FILES}`"
+        raise StartFailed(f"{most} files may be open, HAProxy needs {OPEN_FILES}: raise the limit, {cure}")
 
 
 def wait_until_ready(url: str) -> None:

@@ -53,6 +53,8 @@ EXAMPLES: list[tuple[str, str, Change]] = [
     ("updates", "before new ones", lambda d: d.deployments[0].pop("max_surge_percent")),
     ("sizes", "never start", lambda d: d.cluster["workerGroupSpecs"][0].update(maxReplicas=1)),
     ("sizes", "GPUs idle", lambda d: d.deployments[0]["ray_actor_options"].update(num_cpus=2, num_gpus=0.25)),
+    ("upgrades", "two clusters", lambda d: d.kind("NodePool")[1]["spec"]["limits"].update({"nvidia.com/gpu": 7})),
+    ("upgrades", "two clusters", lambda d: d.cluster["workerGroupSpecs"][0].update(maxReplicas=40)),
     ("access", "everybody", lambda d: d.cluster.pop("authOptions")),
     ("access", "another port", lambda d: d.kind("Ingress")[0]["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]["port"].update(number=8265)),
     ("access", "no probe", lambda d: d.serve["http_options"].update(host="127.0.0.1")),
@@ -66,6 +68,7 @@ EXAMPLES: list[tuple[str, str, Change]] = [
     ("keys", "ignores it", lambda d: d.service.update(serviceUnhealthySecondThreshold=300)),
     ("head", "starve", lambda d: d.cluster["headGroupSpec"]["rayStartParams"].clear()),
     ("messages", "4 MiB", throughput),
+    ("names", "by its name", lambda d: [p["spec"].update(egress=[{"ports": [{"port": 443}]}]) for p in d.kind("NetworkPolicy")]),
     ("probes", "wget", lambda d: setattr(d, "dockerfile", "FROM python:3.11-slim")),
 ]  # fmt: skip
 

@@ -34,7 +34,7 @@ def test_a_condition_is_waited_for_and_its_absence_told(
     status.write_text(json.dumps({"status": {"conditions": [{"type": "Ready", "status": "True"}]}}))
     cluster.until("Ready", "True")
     monkeypatch.setattr(e2e, "READY_S", 0)
-    with pytest.raises(TimeoutError, match="UpgradeInProgress is not True"):
+    with pytest.raises(TimeoutError, match="UpgradeInProgress is True"):
         cluster.until("UpgradeInProgress", "True")
     assert "--context somewhere -n recognition get rayservice recognition -o json" in log.read_text()
 

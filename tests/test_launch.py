@@ -34,6 +34,14 @@ def test_a_second_service_on_the_port_says_so(server: str, tmp_path: Path) -> No
     assert httpx.get(f"{server}/readyz").status_code == 200, "the first one goes on"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="HAProxy is for Linux only")
+def test_too_few_open_files_are_said_at_once() -> None:
+    typed = f"ulimit -n 1024; exec {sys.executable} -m serve_app serve"
+    ended = subprocess.run(["bash", "-c", typed], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert "1024 files may be open, HAProxy needs" in ended.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

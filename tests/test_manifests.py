@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,15 @@ import yaml
 
 from serve_app import configuration, manifests, switches
 from serve_app.deployed import cores
-from tests.conftest import ROOT, shared
+from tests.conftest import ROOT, kubectl, shared
 
 KUBERNETES = "1.36"
-CUSTOM = {"RayService": "rayservice-ray-v1", "NodePool": "nodepool-karpenter-v1"}
+CUSTOM = {
+    "RayService": "rayservice-ray-v1",
+    "NodePool": "nodepool-karpenter-v1",
+    "PodMonitor": "podmonitor-monitoring-v1",
+}
+PARTS = "overlays/production", "components/canary"
 OVERLAYS = [path.name for path in manifests.overlays()]
 Objects = list[dict[str, Any]]
 
@@ -167,3 +174,37 @@ def test_the_local_overlay_fits_a_small_node_twice(rendered: dict[str, Path]) ->
 )
 def test_merging(base: object, difference: object, both: object) -> None:
     assert configuration.merged(base, difference) == both
+
+
+def test_what_is_monitored_is_a_port_of_every_pod(overlay: tuple[str, Objects]) -> None:
+    name, objects = overlay
+    if name == "local":  # no Prometheus operator is asked for there
+        assert not [o for o in objects if o["kind"] == "PodMonitor"]
+        return
+    asked = {end["port"] for end in of(objects, "PodMonitor")["spec"]["podMetricsEndpoints"]}
+    for pod in groups(objects):
+        assert asked <= {port["name"] for port in pod["containers"][0]["ports"]}
+
+
+def test_the_canary_component(tmp_path: Path) -> None:
+    """No overlay has it: it is rendered on top of the production overlay, as its reader would."""
+    manifests.write()
+    overlay, component = (os.path.relpath(ROOT / "kuberay" / part, tmp_path) for part in PARTS)
+    content = {"kind": "Kustomization", "resources": [overlay], "components": [component]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(content))
+    built = subprocess.run([kubectl(), "kustomize", str(tmp_path)], capture_output=True, check=True).stdout
+    service = of(list(yaml.safe_load_all(built)), "RayService")
+    jsonschema.validate(service, json.loads(shared("schemas", "rayservice-ray-v1.json").read_text()))
+    strategy = service["spec"]["upgradeStrategy"]
+    longest = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]["timeout_s"]
+    assert strategy["type"] == "NewClusterWithIncrementalUpgrade"
+    assert strategy["clusterUpgradeOptions"]["intervalSeconds"] > longest
+
+
+def test_add_ons_are_pinned_and_their_values_are_beside_them() -> None:
+    folder = ROOT / "kuberay" / "addons"
+    lines = [line.split() for line in (folder / "charts.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for _, _, _, version, _ in lines)
+    assert {f"{release}.yaml" for release, *_ in lines} == {path.name for path in folder.glob("*.yaml")}
+    for release, *_ in lines:
+        assert isinstance(yaml.safe_load((folder / f"{release}.yaml").read_text()), dict)
