@@ -8,7 +8,7 @@ MODEL ?= auto
 export YOLO_AUTOINSTALL := false
 
 .DEFAULT_GOAL := help
-.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak bench bench-gpu tune plane steady decoding manifests addons e2e lock clean
+.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak bench bench-gpu tune plane steady decoding manifests terraform addons e2e lock clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ manifests: .venv/dev $(BIN)/kubectl $(CHECKOV)/bin/checkov ## write the generate
 	@for o in local staging production; do $(BIN)/kubectl kustomize kuberay/overlays/$$o >build/$$o.yaml || exit 1; done
 	@$(BIN)/python -m serve_app check --pods build/pods.yml build/*.yaml
 	@$(CHECKOV)/bin/checkov --config-file .checkov.yaml --file Dockerfile build/*.yaml build/pods.yml
+
+terraform: .venv/dev ## the AWS account applied to an emulator of AWS, looked at, and destroyed; skipped without Terraform
+	@$(BIN)/python -m pytest tests/test_terraform.py
 
 addons: $(BIN)/kubectl ## what the overlays need on the cluster CONTEXT: KubeRay's operator, Prometheus, Grafana, Loki
 	@grep -v '^#' kuberay/addons/charts.txt | while read -r release namespace chart version repository; do \

@@ -1,0 +1,30 @@
+# What to type next, in this order.
+output "kubeconfig" {
+  description = "Makes kubectl talk to the cluster."
+  value       = "aws eks update-kubeconfig --region ${var.region} --name ${aws_eks_cluster.this.name}"
+}
+
+output "push" {
+  description = "Logs in to the registry and names the image; a release does it in the pipeline."
+  value       = "aws ecr get-login-password --region ${var.region} | docker login --username AWS --password-stdin ${split("/", aws_ecr_repository.this.repository_url)[0]} && docker push ${aws_ecr_repository.this.repository_url}:TAG"
+}
+
+output "publish" {
+  description = "Publishes weights; prints the pinned address for `args.weights` or `user_config.weights`."
+  value       = "python -m serve_app weights publish models/default.pt s3://${aws_s3_bucket.weights.id}/default.pt"
+}
+
+output "redis" {
+  description = "The Service behind which the head finds Redis, and the secret with its password."
+  value       = "kubectl -n recognition create service externalname recognition-redis --external-name ${aws_elasticache_replication_group.this.primary_endpoint_address} && kubectl -n recognition create secret generic recognition-redis --from-literal=password=\"$TF_VAR_redis_password\""
+}
+
+output "firewall" {
+  description = "ARN of the web ACL, for the annotation alb.ingress.kubernetes.io/wafv2-acl-arn of the Ingress."
+  value       = aws_wafv2_web_acl.this.arn
+}
+
+output "pipeline_role" {
+  description = "ARN of the role that the GitHub workflows assume."
+  value       = aws_iam_role.pipeline.arn
+}

@@ -1,0 +1,6 @@
+name              = "recognition"
+region            = "eu-central-1"
+admins            = ["arn:aws:iam::444455556666:role/platform"]
+nat_per_zone      = true
+github_repository = "example/image-recognition"
+budget            = { usd = 5000, emails = ["platform@example.com"] }

@@ -1,0 +1,159 @@
+# Who may do what. The service reads pinned weights; the pipeline pushes images and publishes weights; nobody else.
+data "aws_iam_policy_document" "assumed_by" {
+  for_each = {
+    eks           = ["sts:AssumeRole", "sts:TagSession"]
+    ec2           = ["sts:AssumeRole"]
+    vpc-flow-logs = ["sts:AssumeRole"]
+  }
+
+  statement {
+    actions = each.value
+
+    principals {
+      type        = "Service"
+      identifiers = ["${each.key}.amazonaws.com"]
+    }
+  }
+}
+
+resource "aws_iam_role" "service" {
+  name               = "${var.name}-service"
+  assume_role_policy = data.aws_iam_policy_document.pods.json
+}
+
+# EKS Pod Identity, for this cluster's service account only: the tags are EKS's, a pod cannot set them.
+data "aws_iam_policy_document" "pods" {
+  statement {
+    actions = ["sts:AssumeRole", "sts:TagSession"]
+
+    principals {
+      type        = "Service"
+      identifiers = ["pods.eks.amazonaws.com"]
+    }
+
+    condition {
+      test     = "StringEquals"
+      variable = "aws:RequestTag/kubernetes-service-account"
+      values   = ["recognition"]
+    }
+
+    condition {
+      test     = "StringEquals"
+      variable = "aws:RequestTag/eks-cluster-name"
+      values   = [var.name]
+    }
+  }
+}
+
+resource "aws_iam_role_policy" "service" {
+  name   = "read-weights"
+  role   = aws_iam_role.service.id
+  policy = data.aws_iam_policy_document.read_weights.json
+}
+
+data "aws_iam_policy_document" "read_weights" {
+  statement {
+    sid       = "Objects"
+    actions   = ["s3:GetObject", "s3:GetObjectVersion"]
+    resources = ["${aws_s3_bucket.weights.arn}/*"]
+  }
+
+  statement {
+    sid       = "MissingIsNotForbidden" # without it S3 answers 403 for what is not there
+    actions   = ["s3:ListBucket", "s3:ListBucketVersions"]
+    resources = [aws_s3_bucket.weights.arn]
+  }
+
+  statement {
+    sid       = "Key"
+    actions   = ["kms:Decrypt"]
+    resources = [aws_kms_key.this.arn]
+
+    condition {
+      test     = "StringEquals"
+      variable = "kms:ViaService"
+      values   = ["s3.${var.region}.amazonaws.com"]
+    }
+  }
+}
+
+resource "aws_iam_openid_connect_provider" "github" {
+  url            = "https://token.actions.githubusercontent.com"
+  client_id_list = ["sts.amazonaws.com"]
+}
+
+resource "aws_iam_role" "pipeline" {
+  name                 = "${var.name}-pipeline"
+  assume_role_policy   = data.aws_iam_policy_document.github.json
+  max_session_duration = 3600
+}
+
+data "aws_iam_policy_document" "github" {
+  statement {
+    actions = ["sts:AssumeRoleWithWebIdentity"]
+
+    principals {
+      type        = "Federated"
+      identifiers = [aws_iam_openid_connect_provider.github.arn]
+    }
+
+    condition {
+      test     = "StringEquals"
+      variable = "token.actions.githubusercontent.com:aud"
+      values   = ["sts.amazonaws.com"]
+    }
+
+    condition {
+      test     = "StringLike" # a pull request's token has another subject
+      variable = "token.actions.githubusercontent.com:sub"
+      values   = ["repo:${var.github_repository}:ref:refs/heads/main", "repo:${var.github_repository}:ref:refs/tags/v*"]
+    }
+  }
+}
+
+resource "aws_iam_role_policy" "pipeline" {
+  name   = "push-images-and-publish-weights"
+  role   = aws_iam_role.pipeline.id
+  policy = data.aws_iam_policy_document.pipeline.json
+}
+
+data "aws_iam_policy_document" "pipeline" {
+  statement {
+    sid       = "Login"
+    actions   = ["ecr:GetAuthorizationToken"]
+    resources = ["*"] # it has no narrower one
+  }
+
+  statement {
+    sid = "Images"
+    actions = [
+      "ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:CompleteLayerUpload", "ecr:DescribeImages",
+      "ecr:DescribeImageScanFindings", "ecr:GetDownloadUrlForLayer", "ecr:InitiateLayerUpload", "ecr:PutImage", "ecr:UploadLayerPart",
+    ]
+    resources = [aws_ecr_repository.this.arn]
+  }
+
+  statement {
+    sid       = "Weights" # it adds versions; it removes none
+    actions   = ["s3:PutObject", "s3:GetObject", "s3:GetObjectVersion"]
+    resources = ["${aws_s3_bucket.weights.arn}/*"]
+  }
+
+  statement {
+    sid       = "WeightsListed"
+    actions   = ["s3:ListBucket", "s3:ListBucketVersions"]
+    resources = [aws_s3_bucket.weights.arn]
+  }
+
+  statement {
+    sid       = "Key"
+    actions   = ["kms:Decrypt", "kms:GenerateDataKey"]
+    resources = [aws_kms_key.this.arn]
+  }
+
+  statement {
+    sid       = "Cluster" # `aws eks update-kubeconfig`; what it may do inside is an access entry
+    actions   = ["eks:DescribeCluster"]
+    resources = ["arn:${local.partition}:eks:${var.region}:${local.account}:cluster/${var.name}"]
+  }
+}

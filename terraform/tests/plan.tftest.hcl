@@ -1,0 +1,133 @@
+# What no AWS API emulator knows, with a provider that makes its answers up: EKS Auto Mode, access entries, pod identity,
+# Redis. Everything else is really applied, see tests/test_terraform.py.
+mock_provider "aws" {
+  mock_data "aws_availability_zones" {
+    defaults = { names = ["eu-central-1a", "eu-central-1b", "eu-central-1c"] }
+  }
+
+  mock_data "aws_caller_identity" {
+    defaults = { account_id = "111122223333" }
+  }
+
+  mock_data "aws_partition" {
+    defaults = { partition = "aws" }
+  }
+
+  mock_data "aws_iam_policy_document" {
+    defaults = { json = "{}" }
+  }
+
+  mock_resource "aws_iam_role" {
+    defaults = { arn = "arn:aws:iam::111122223333:role/mocked" }
+  }
+
+  mock_resource "aws_kms_key" {
+    defaults = { arn = "arn:aws:kms:eu-central-1:111122223333:key/00000000-0000-0000-0000-000000000000" }
+  }
+
+  mock_resource "aws_cloudwatch_log_group" {
+    defaults = { arn = "arn:aws:logs:eu-central-1:111122223333:log-group:aws-waf-logs-mocked" }
+  }
+
+  mock_resource "aws_wafv2_web_acl" {
+    defaults = { arn = "arn:aws:wafv2:eu-central-1:111122223333:regional/webacl/mocked/00000000-0000-0000-0000-000000000000" }
+  }
+
+  mock_resource "aws_iam_openid_connect_provider" {
+    defaults = { arn = "arn:aws:iam::111122223333:oidc-provider/token.actions.githubusercontent.com" }
+  }
+
+  mock_resource "aws_eks_cluster" {
+    defaults = { vpc_config = { cluster_security_group_id = "sg-cluster" } }
+  }
+
+  mock_resource "aws_ecr_repository" {
+    defaults = { repository_url = "111122223333.dkr.ecr.eu-central-1.amazonaws.com/recognition" }
+  }
+}
+
+variables {
+  name              = "recognition"
+  region            = "eu-central-1"
+  admins            = ["arn:aws:iam::111122223333:role/platform"]
+  github_repository = "example/image-recognition"
+  redis_password    = "0123456789abcdef"
+  budget            = { usd = 500, emails = ["platform@example.com"] }
+}
+
+run "as_shipped" {
+  assert {
+    condition     = aws_eks_cluster.this.compute_config[0].enabled && aws_eks_cluster.this.storage_config[0].block_storage[0].enabled && aws_eks_cluster.this.kubernetes_network_config[0].elastic_load_balancing[0].enabled
+    error_message = "Auto Mode needs all three, together."
+  }
+
+  assert {
+    condition     = !aws_eks_cluster.this.vpc_config[0].endpoint_public_access && aws_eks_cluster.this.vpc_config[0].endpoint_private_access
+    error_message = "Without api_cidrs the API is private."
+  }
+
+  assert {
+    condition     = aws_eks_cluster.this.encryption_config[0].resources == toset(["secrets"])
+    error_message = "Secrets are encrypted with our key."
+  }
+
+  assert {
+    condition     = length(aws_eks_cluster.this.enabled_cluster_log_types) == 5
+    error_message = "All five logs of the control plane."
+  }
+
+  assert {
+    condition     = keys(aws_eks_access_entry.admin) == ["arn:aws:iam::111122223333:role/platform"] && !aws_eks_cluster.this.access_config[0].bootstrap_cluster_creator_admin_permissions
+    error_message = "Those named administer it, and not whoever happened to create it."
+  }
+
+  assert {
+    condition     = aws_eks_pod_identity_association.service.service_account == "recognition" && aws_eks_pod_identity_association.service.namespace == "recognition"
+    error_message = "The service account of kuberay/base/serviceaccount.yaml."
+  }
+
+  assert {
+    condition     = aws_elasticache_replication_group.this.transit_encryption_enabled && aws_elasticache_replication_group.this.at_rest_encryption_enabled && aws_elasticache_replication_group.this.multi_az_enabled
+    error_message = "TLS, encrypted at rest, in two zones."
+  }
+
+  assert {
+    condition     = aws_vpc_security_group_ingress_rule.redis.referenced_security_group_id == aws_eks_cluster.this.vpc_config[0].cluster_security_group_id
+    error_message = "From the cluster only."
+  }
+
+  assert {
+    condition     = one(aws_s3_bucket_lifecycle_configuration.weights.rule).noncurrent_version_expiration[0].newer_noncurrent_versions == 20
+    error_message = "Twenty versions to go back to, however old."
+  }
+
+  assert {
+    condition     = { for n in aws_budgets_budget.this.notification : n.notification_type => n.threshold } == { ACTUAL = 80, FORECASTED = 100 }
+    error_message = "Told at 80 % spent, and when the forecast exceeds the budget."
+  }
+}
+
+run "a_public_api" {
+  command = plan
+
+  variables {
+    api_cidrs = ["203.0.113.0/24"]
+  }
+
+  assert {
+    condition     = aws_eks_cluster.this.vpc_config[0].endpoint_public_access && aws_eks_cluster.this.vpc_config[0].public_access_cidrs == toset(["203.0.113.0/24"])
+    error_message = "From the networks named only."
+  }
+}
+
+run "what_is_refused" {
+  command = plan
+
+  variables {
+    api_cidrs         = ["0.0.0.0/0"]
+    github_repository = "example/*"
+    redis_password    = "short"
+  }
+
+  expect_failures = [var.api_cidrs, var.github_repository, var.redis_password]
+}

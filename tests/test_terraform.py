@@ -1,0 +1,308 @@
+"""Terraform's own tests, and all that moto speaks of AWS really applied, looked at with boto3, served from, destroyed."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import httpx
+import pytest
+
+from loadtests import s3
+from loadtests.service import config, free_port, running
+from tests.conftest import ROOT
+
+# What moto does not know, or forgets the half of; tests/plan.tftest.hcl has it, with a provider that makes its answers up.
+MOCKED = {
+    "aws_budgets_budget",
+    "aws_eks_access_entry",
+    "aws_eks_access_policy_association",
+    "aws_eks_cluster",
+    "aws_eks_pod_identity_association",
+    "aws_elasticache_replication_group",
+    "aws_elasticache_subnet_group",
+    "aws_s3_bucket_lifecycle_configuration",
+}
+DEPENDENT = {"aws_vpc_security_group_ingress_rule.redis"}  # on one of them
+VARIABLES = ["-var-file=staging.tfvars", "-var=redis_password=0123456789abcdef"]
+MOTO = """
+terraform {
+  backend "local" {}
+}
+
+provider "aws" {
+  s3_use_path_style           = true
+  skip_requesting_account_id  = false
+  skip_credentials_validation = true
+}
+"""
+ALLOWED = "arn:aws:iam::123456789012:role/recognition-staging-service"
+PIPELINE = "arn:aws:iam::123456789012:role/recognition-staging-pipeline"
+FOREIGN = "arn:aws:iam::123456789012:role/somebody-else"
+
+
+class Root:
+    """A copy of terraform/, initialised, which speaks to moto."""
+
+    def __init__(self, folder: Path, endpoint: str) -> None:
+        self.folder, self.endpoint = folder, endpoint
+        self.targets: list[str] = []
+        self.made: dict[str, list[dict[str, Any]]] = {}  # by type, as Terraform's state has it
+        self.env = os.environ | s3.ENV | {"AWS_ENDPOINT_URL": endpoint, "TF_IN_AUTOMATION": "1"}
+
+    def __call__(self, *typed: str, codes: tuple[int, ...] = (0,)) -> str:
+        """Terraform's output."""
+        ended = subprocess.run(
+            ["terraform", *typed], cwd=self.folder, env=self.env, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode in codes, (
+            f"terraform {' '.join(typed)}:\n{ended.stdout[-4000:]}\n{ended.stderr[-4000:]}"
+        )
+        return ended.stdout
+
+    def client(self, service: str) -> Any:
+        return boto3.Session(region_name="eu-central-1").client(service, endpoint_url=self.endpoint)
+
+
+def initialised(folder: Path) -> Path:
+    """Its root, with the providers of the mirror that TF_PLUGIN_DIR names, or the registry's."""
+    if not shutil.which("terraform"):
+        pytest.skip("no terraform")
+    for path in (ROOT / "terraform").glob("*"):
+        if path.is_file() or path.name == "tests":
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
+    typed = ["terraform", "init", "-backend=false", "-input=false", *plugins()]
+    ended = subprocess.run(typed, cwd=folder, capture_output=True, text=True, check=False)
+    if ended.returncode and not plugins():
+        pytest.skip(f"no provider: {ended.stderr[-300:]}")
+    assert not ended.returncode, ended.stderr
+    return folder
+
+
+def plugins() -> list[str]:
+    """Where the provider is, if not in the registry."""
+    mirror = os.environ.get("TF_PLUGIN_DIR")
+    return [f"-plugin-dir={mirror}"] if mirror else []
+
+
+@pytest.fixture(scope="module")
+def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Root]:
+    folder = initialised(tmp_path_factory.mktemp("terraform"))
+    (folder / "moto_override.tf").write_text(MOTO)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")
+        yield from applied(folder)
+
+
+def applied(folder: Path) -> Iterator[Root]:
+    with s3.bucket() as store:
+        root = Root(folder, store.endpoint)
+        root("init", "-input=false", *plugins())
+        root("plan", *VARIABLES, "-out=all.tfplan", "-input=false")
+        planned = json.loads(root("show", "-json", "all.tfplan"))["resource_changes"]
+        wanted = {c["address"].split("[")[0] for c in planned if c["type"] not in MOCKED and c["mode"] == "managed"}
+        root.targets = [f"-target={address}" for address in sorted(wanted - DEPENDENT)]
+        root("apply", *VARIABLES, *root.targets, "-auto-approve", "-input=false")
+        for one in json.loads(root("show", "-json"))["values"]["root_module"]["resources"]:
+            root.made.setdefault(one["type"], []).append(one["values"])
+        yield root
+
+
+def test_terraforms_own_tests(tmp_path: Path) -> None:
+    folder = initialised(tmp_path)
+    ended = subprocess.run(["terraform", "test"], cwd=folder, capture_output=True, text=True, check=False)
+    assert not ended.returncode, ended.stdout + ended.stderr
+    assert "0 failed" in ended.stdout
+
+
+def test_style() -> None:
+    if not shutil.which("terraform"):
+        pytest.skip("no terraform")
+    subprocess.run(["terraform", "fmt", "-check", "-recursive", str(ROOT / "terraform")], check=True)
+
+
+def test_a_second_plan_changes_nothing(account: Root) -> None:
+    account("plan", *VARIABLES, *account.targets, "-detailed-exitcode", "-input=false")
+
+
+@pytest.mark.parametrize(
+    ("who", "action", "denied"),
+    [
+        (ALLOWED, "s3:GetObjectVersion", False),
+        (ALLOWED, "s3:PutObject", True),
+        (PIPELINE, "s3:PutObject", False),
+        (PIPELINE, "s3:DeleteObjectVersion", False),
+        (FOREIGN, "s3:GetObjectVersion", True),
+        (FOREIGN, "s3:PutObject", True),
+        (FOREIGN, "s3:DeleteObjectVersion", True),
+    ],
+)
+def test_who_the_bucket_denies(account: Root, who: str, action: str, denied: bool) -> None:
+    (bucket,) = account.made["aws_s3_bucket"]
+    policy = json.loads(account.client("s3").get_bucket_policy(Bucket=bucket["bucket"])["Policy"])
+    context = {"aws:PrincipalArn": who, "aws:SecureTransport": "true"}
+    assert matches(policy, "Deny", action, f"{bucket['arn']}/a.pt", context) is denied
+    assert matches(policy, "Deny", action, f"{bucket['arn']}/a.pt", context | {"aws:SecureTransport": "false"})
+
+
+@pytest.fixture(scope="module")
+def bucket(account: Root) -> str:
+    """Its name; without its policy from now on, since moto obeys `Deny` without looking at the condition."""
+    (made,) = account.made["aws_s3_bucket"]
+    account.client("s3").delete_bucket_policy(Bucket=made["bucket"])
+    return str(made["bucket"])
+
+
+def test_the_bucket_keeps_encrypts_and_hides(account: Root, bucket: str) -> None:
+    client, name = account.client("s3"), bucket
+    assert client.get_bucket_versioning(Bucket=name)["Status"] == "Enabled"
+    (rule,) = client.get_bucket_encryption(Bucket=name)["ServerSideEncryptionConfiguration"]["Rules"]
+    assert rule["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "aws:kms"
+    assert all(client.get_public_access_block(Bucket=name)["PublicAccessBlockConfiguration"].values())
+    first = client.put_object(Bucket=name, Key="a.pt", Body=b"one")["VersionId"]
+    client.put_object(Bucket=name, Key="a.pt", Body=b"two")
+    assert client.get_object(Bucket=name, Key="a.pt", VersionId=first)["Body"].read() == b"one"
+
+
+@pytest.mark.parametrize(
+    ("role", "action", "allowed"),
+    [
+        ("service", "s3:GetObjectVersion", True),
+        ("service", "s3:PutObject", False),
+        ("service", "ecr:PutImage", False),
+        ("pipeline", "s3:PutObject", True),
+        ("pipeline", "s3:DeleteObjectVersion", False),
+    ],
+)
+def test_what_the_roles_allow(account: Root, role: str, action: str, allowed: bool) -> None:
+    iam, (bucket,) = account.client("iam"), account.made["aws_s3_bucket"]
+    name = f"recognition-staging-{role}"
+    documents = [
+        iam.get_role_policy(RoleName=name, PolicyName=policy)["PolicyDocument"]
+        for policy in iam.list_role_policies(RoleName=name)["PolicyNames"]
+    ]
+    assert any(matches(d, "Allow", action, f"{bucket['arn']}/a.pt", {}) for d in documents) is allowed
+
+
+@pytest.mark.parametrize(
+    ("subject", "trusted"),
+    [
+        ("repo:example/image-recognition:ref:refs/heads/main", True),
+        ("repo:example/image-recognition:ref:refs/tags/v1.0.0", True),
+        ("repo:example/image-recognition:pull_request", False),
+        ("repo:example/image-recognition:ref:refs/heads/other", False),
+        ("repo:example/other:ref:refs/heads/main", False),
+    ],
+)
+def test_whom_the_pipeline_trusts(account: Root, subject: str, trusted: bool) -> None:
+    trust = account.client("iam").get_role(RoleName="recognition-staging-pipeline")["Role"]["AssumeRolePolicyDocument"]
+    host = "token.actions.githubusercontent.com"
+    context = {f"{host}:aud": "sts.amazonaws.com", f"{host}:sub": subject}
+    assert matches(trust, "Allow", "sts:AssumeRoleWithWebIdentity", "", context) is trusted
+
+
+def matches(policy: dict[str, Any], effect: str, action: str, resource: str, context: dict[str, str]) -> bool:
+    """Whether a statement of this effect applies: IAM's evaluation, as far as our documents use it."""
+    compare = {
+        "StringEquals": lambda have, want: have == want,
+        "StringLike": fnmatch.fnmatchcase,
+        "ArnNotEquals": lambda have, want: have != want,
+        "Bool": lambda have, want: have == want,
+    }
+
+    def holds(operator: str, key: str, wanted: list[str] | str) -> bool:
+        if key not in context:
+            return False
+        each = [compare[operator](context[key], want) for want in listed(wanted)]
+        return all(each) if operator == "ArnNotEquals" else any(each)
+
+    return any(
+        statement["Effect"] == effect
+        and any(fnmatch.fnmatchcase(action, pattern) for pattern in listed(statement["Action"]))
+        and (
+            "Resource" not in statement or any(fnmatch.fnmatchcase(resource, p) for p in listed(statement["Resource"]))
+        )
+        and all(
+            holds(operator, key, wanted)
+            for operator, keys in statement.get("Condition", {}).items()
+            for key, wanted in keys.items()
+        )
+        for statement in policy["Statement"]
+    )
+
+
+def listed(value: list[str] | str) -> list[str]:
+    return value if isinstance(value, list) else [value]
+
+
+def test_private_subnets_leave_by_nat_and_public_ones_by_the_gateway(account: Root) -> None:
+    ec2, (vpc,) = account.client("ec2"), account.made["aws_vpc"]
+    tables = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc["id"]]}])["RouteTables"]
+    way = {}
+    for table in tables:
+        default = [r for r in table["Routes"] if r.get("DestinationCidrBlock") == "0.0.0.0/0"]
+        for association in table["Associations"]:
+            if "SubnetId" in association:
+                way[association["SubnetId"]] = "nat" if default[0].get("NatGatewayId") else default[0]["GatewayId"][:3]
+    subnets = ec2.describe_subnets(Filters=[{"Name": "vpc-id", "Values": [vpc["id"]]}])["Subnets"]
+    names = {s["SubnetId"]: {t["Key"]: t["Value"] for t in s["Tags"]} for s in subnets}
+    assert len({s["AvailabilityZone"] for s in subnets}) == 3
+    assert len(subnets) == 6
+    for subnet, tags in names.items():
+        assert way[subnet] == ("nat" if "kubernetes.io/role/internal-elb" in tags else "igw")
+    assert len(ec2.describe_nat_gateways()["NatGateways"]) == 1, "staging has one for all zones"
+
+
+def test_the_firewall_counts_large_bodies_and_blocks_the_rest(account: Root) -> None:
+    waf = account.client("wafv2")
+    (found,) = waf.list_web_acls(Scope="REGIONAL")["WebACLs"]
+    rules = waf.get_web_acl(Name=found["Name"], Scope="REGIONAL", Id=found["Id"])["WebACL"]["Rules"]
+    groups = {r["Name"]: r["Statement"].get("ManagedRuleGroupStatement") for r in rules}
+    assert groups.keys() == {
+        "requests-per-ip",
+        "AWSManagedRulesAmazonIpReputationList",
+        "AWSManagedRulesCommonRuleSet",
+        "AWSManagedRulesKnownBadInputsRuleSet",
+    }
+    common = groups["AWSManagedRulesCommonRuleSet"]
+    assert [(o["Name"], list(o["ActionToUse"])) for o in common["RuleActionOverrides"]] == [
+        ("SizeRestrictions_BODY", ["Count"])
+    ]
+    (limit,) = (r for r in rules if r["Name"] == "requests-per-ip")
+    assert limit["Action"]["Block"]["CustomResponse"]["ResponseCode"] == 429
+
+
+def test_tags_of_images_do_not_move(account: Root) -> None:
+    (repository,) = account.client("ecr").describe_repositories()["repositories"]
+    assert repository["imageTagMutability"] == "IMMUTABLE"
+    assert repository["imageScanningConfiguration"]["scanOnPush"]
+
+
+def test_weights_are_published_to_and_served_from_the_bucket(account: Root, bucket: str, bus: bytes) -> None:
+    typed = json.loads(account("output", "-json"))["publish"]["value"].split()
+    assert typed[-1] == f"s3://{bucket}/default.pt"
+    made = subprocess.run(
+        [f"{ROOT}/.venv/bin/python", *typed[1:]], cwd=ROOT, env=account.env, capture_output=True, text=True, check=False
+    )
+    assert not made.returncode, made.stderr
+    os.environ["AWS_ENDPOINT_URL"] = account.endpoint  # taken back when moto is stopped, see s3.bucket
+    with running(config(free_port(), weights=made.stdout.split()[-1])) as service:
+        answer = httpx.post(f"{service.url}/v1/predict", files={"file": bus}, timeout=60)
+        assert answer.json()["images"][0]["results"]
+        assert httpx.get(f"{service.url}/v1/models").json()["models"][0]["uri"] == made.stdout.split()[-1]
+
+
+def test_all_of_it_can_be_destroyed(account: Root, bucket: str) -> None:
+    """The last test of the file: the others need what it takes away."""
+    client = account.client("s3")
+    for one in client.list_object_versions(Bucket=bucket).get("Versions", []):
+        client.delete_object(Bucket=bucket, Key=one["Key"], VersionId=one["VersionId"])
+    account("destroy", *VARIABLES, "-auto-approve", "-input=false")
+    assert "resources" not in json.loads(account("show", "-json")).get("values", {}).get("root_module", {})
