@@ -25,6 +25,7 @@ test: .venv/dev $(BIN)/kubectl ## all tests, against the real service
 	@$(BIN)/python -m pytest
 
 lint: .venv/dev manifests ## check style, types, borders between modules, and that the manifests render; changes nothing
+	@$(CHECKOV)/bin/checkov --config-file .checkov.yaml --directory terraform
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
 fmt: .venv/dev ## put the code in shape

@@ -29,5 +29,5 @@ locals {
   tags      = { Project = var.name, ManagedBy = "terraform" }
   account   = data.aws_caller_identity.this.account_id
   partition = data.aws_partition.this.partition
-  zones     = slice(data.aws_availability_zones.available.names, 0, 3)
+  zones     = slice(sort(data.aws_availability_zones.available.names), 0, 3)
 }
