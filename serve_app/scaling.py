@@ -23,7 +23,7 @@ class Waits:
 
     def __init__(self) -> None:
         self._under_way: dict[object, float] = {}
-        self._waited: list[float] = []
+        self._waited_s, self._images = 0.0, 0  # no list: where nothing scales, nobody ever asks
 
     @contextmanager
     def waiting(self) -> Iterator[Wait]:
@@ -35,14 +35,16 @@ class Waits:
         finally:
             del self._under_way[wait]
             if wait.counts:
-                self._waited.append(monotonic() - began - wait.worked_s)
+                self._waited_s += monotonic() - began - wait.worked_s
+                self._images += 1
 
     def report(self) -> dict[str, float]:
         """Seconds on average since the last report; while nothing gets done, the age of the oldest image under way."""
-        waited, self._waited = self._waited, []
-        if not waited and self._under_way:
-            waited = [monotonic() - min(self._under_way.values())]
-        return {WAITED: fmean(waited or [0.0])}
+        waited_s, images = self._waited_s, self._images
+        self._waited_s, self._images = 0.0, 0
+        if not images and self._under_way:
+            return {WAITED: monotonic() - min(self._under_way.values())}
+        return {WAITED: waited_s / max(images, 1)}
 
 
 class Wait:
