@@ -107,6 +107,10 @@ def disruptions(d: Deployed) -> Iterator[Finding]:
     if any("maxUnavailable" in b or "%" in str(b.get("minAvailable")) for b in budgets):
         why = "no eviction is ever allowed: a RayCluster has no scale subresource to count from (kuberay#2662)"
         yield d.found("maxUnavailable", why, "an integer minAvailable")
+    fewest = sum(group["minReplicas"] for group in d.cluster["workerGroupSpecs"])
+    if any(isinstance(b.get("minAvailable"), int) and b["minAvailable"] >= fewest for b in budgets):
+        why = f"with {fewest} worker no eviction is allowed: a drain of its node never ends"
+        yield d.found("minAvailable", why, "less than the sum of minReplicas")
 
 
 def versions(d: Deployed) -> Iterator[Finding]:
@@ -131,6 +135,18 @@ def keys(d: Deployed) -> Iterator[Finding]:
     for key in STALE:
         if key in d.service:
             yield d.found(key, "KubeRay ignores it (kuberay#1685)", "take it out")
+
+
+def front(d: Deployed) -> Iterator[Finding]:
+    """What the Internet reaches has TLS and a firewall."""
+    for ingress in d.kind("Ingress"):
+        notes = ingress["metadata"].get("annotations", {})
+        if notes.get("alb.ingress.kubernetes.io/scheme") != "internet-facing":
+            continue
+        if not notes.get("alb.ingress.kubernetes.io/certificate-arn"):
+            yield d.found("scheme", "API keys cross the Internet in clear text", "certificate-arn, see account.yaml")
+        if not notes.get("alb.ingress.kubernetes.io/wafv2-acl-arn"):
+            yield d.found("scheme", "nothing limits who asks how often", "wafv2-acl-arn, see account.yaml")
 
 
 def head(d: Deployed) -> Iterator[Finding]:
@@ -159,7 +175,8 @@ def upgrades(d: Deployed) -> Iterator[Finding]:
     container = group["template"]["spec"]["containers"][0]["resources"]
     resource = "nvidia.com/gpu" if "nvidia.com/gpu" in container["requests"] else "cpu"
     needed = 2 * cores(container["requests"][resource]) * group["maxReplicas"]
-    room = [cores(str(pool["spec"].get("limits", {}).get(resource, 0))) for pool in d.kind("NodePool")]
+    limits = [pool["spec"].get("limits", {}) for pool in d.kind("NodePool")]  # none is no limit, as Karpenter has it
+    room = [cores(str(limit[resource])) for limit in limits if resource in limit]
     if room and sum(room) < needed:
         why = f"the node pools have no room for the workers of two clusters, {needed:g} {resource}: upgrades hang"
         yield d.found("limits", why, f"{resource} of at least {needed:g}")
@@ -170,14 +187,12 @@ def names(d: Deployed) -> Iterator[Finding]:
     policies = [p["spec"] for p in d.kind("NetworkPolicy") if "Egress" in p["spec"].get("policyTypes", [])]
     ports = [port.get("port") for p in policies for rule in p.get("egress", []) for port in rule.get("ports", [])]
     if policies and 53 not in ports:
-        yield d.found(
-            "egress", "no pod finds another by its name: workers never join the head", "port 53 to kube-system"
-        )
+        yield d.found("egress", "no pod finds another by its name: workers never join the head", "port 53, UDP and TCP")
 
 
 RULES: tuple[Callable[[Deployed], Iterator[Finding]], ...] = (
     timeouts, load_balancer, batches, updates, sizes, upgrades, access, disruptions, versions, keys, head, messages,
-    names, probes,
+    names, front, probes,
 )  # fmt: skip
 
 

@@ -1,14 +1,10 @@
+# Of the whole account: nodes that Karpenter starts have no tags of ours to filter by.
 resource "aws_budgets_budget" "this" {
   name         = var.name
   budget_type  = "COST"
   limit_amount = var.budget.usd
   limit_unit   = "USD"
   time_unit    = "MONTHLY"
-
-  cost_filter {
-    name   = "TagKeyValue"
-    values = ["user:Project$${var.name}"]
-  }
 
   dynamic "notification" {
     for_each = { ACTUAL = 80, FORECASTED = 100 }

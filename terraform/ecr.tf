@@ -1,6 +1,7 @@
 resource "aws_ecr_repository" "this" {
   name                 = var.name
   image_tag_mutability = "IMMUTABLE" # what was tested under a tag is what runs under it
+  force_delete         = true        # images are built again from their tags; `destroy` would stop at the first
 
   image_scanning_configuration {
     scan_on_push = true

@@ -4,8 +4,11 @@ locals {
   managed_rules = {
     AWSManagedRulesAmazonIpReputationList = []
     AWSManagedRulesKnownBadInputsRuleSet  = []
-    # It blocks bodies above 8 KB, which every photo is; the service has limits of its own (max_body_bytes).
-    AWSManagedRulesCommonRuleSet = ["SizeRestrictions_BODY"]
+    # Of bodies it blocks all above 8 KB, which every photo is, and the `<?` of a photo's XMP as script or path; the
+    # service looks at bodies itself (max_body_bytes, one decoder for each format).
+    AWSManagedRulesCommonRuleSet = [
+      "CrossSiteScripting_BODY", "EC2MetaDataSSRF_BODY", "GenericLFI_BODY", "GenericRFI_BODY", "SizeRestrictions_BODY",
+    ]
   }
 }
 

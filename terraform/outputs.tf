@@ -1,4 +1,4 @@
-# What to type next, in this order.
+# What to type next; the order is in ../kuberay/README.md.
 output "kubeconfig" {
   description = "Makes kubectl talk to the cluster."
   value       = "aws eks update-kubeconfig --region ${var.region} --name ${aws_eks_cluster.this.name}"
@@ -6,7 +6,7 @@ output "kubeconfig" {
 
 output "push" {
   description = "Logs in to the registry and names the image; a release does it in the pipeline."
-  value       = "aws ecr get-login-password --region ${var.region} | docker login --username AWS --password-stdin ${split("/", aws_ecr_repository.this.repository_url)[0]} && docker push ${aws_ecr_repository.this.repository_url}:TAG"
+  value       = "aws ecr get-login-password --region ${var.region} | docker login --username AWS --password-stdin ${split("/", aws_ecr_repository.this.repository_url)[0]} && docker tag image-recognition:dev ${aws_ecr_repository.this.repository_url}:TAG && docker push ${aws_ecr_repository.this.repository_url}:TAG"
 }
 
 output "publish" {

@@ -78,6 +78,8 @@ data "aws_iam_policy_document" "read_weights" {
 }
 
 resource "aws_iam_openid_connect_provider" "github" {
+  count = var.github_oidc_provider == null ? 1 : 0
+
   url            = "https://token.actions.githubusercontent.com"
   client_id_list = ["sts.amazonaws.com"]
 }
@@ -94,7 +96,7 @@ data "aws_iam_policy_document" "github" {
 
     principals {
       type        = "Federated"
-      identifiers = [aws_iam_openid_connect_provider.github.arn]
+      identifiers = [coalesce(var.github_oidc_provider, one(aws_iam_openid_connect_provider.github[*].arn))]
     }
 
     condition {

@@ -62,6 +62,12 @@ variable "github_repository" {
   }
 }
 
+variable "github_oidc_provider" {
+  description = "ARN of the account's provider for GitHub's tokens, if it has one: an account has one at most. Null: made here."
+  type        = string
+  default     = null
+}
+
 variable "requests_per_ip" {
   description = "Requests from one address in five minutes, above which the firewall answers 429."
   type        = number

@@ -23,6 +23,11 @@ data "aws_partition" "this" {}
 
 data "aws_availability_zones" "available" {
   state = "available"
+
+  filter {
+    name   = "opt-in-status" # no Local Zones
+    values = ["opt-in-not-required"]
+  }
 }
 
 locals {

@@ -208,3 +208,11 @@ def test_add_ons_are_pinned_and_their_values_are_beside_them() -> None:
     assert {f"{release}.yaml" for release, *_ in lines} == {path.name for path in folder.glob("*.yaml")}
     for release, *_ in lines:
         assert isinstance(yaml.safe_load((folder / f"{release}.yaml").read_text()), dict)
+
+
+def test_what_auto_mode_leaves_to_its_user_is_valid() -> None:
+    objects = list(yaml.safe_load_all((ROOT / "kuberay" / "eks.yaml").read_text()))
+    for one in objects:
+        kubernetes_validate.validate(one, KUBERNETES, strict=True)
+    ingress = yaml.safe_load((ROOT / "kuberay" / "components" / "aws" / "ingress.yaml").read_text())
+    assert of(objects, "IngressClass")["metadata"]["name"] == ingress["spec"]["ingressClassName"]

@@ -80,7 +80,7 @@ def initialised(folder: Path) -> Path:
             (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
     typed = ["terraform", "init", "-backend=false", "-input=false", *plugins()]
     ended = subprocess.run(typed, cwd=folder, capture_output=True, text=True, check=False)
-    if ended.returncode and not plugins():
+    if ended.returncode and not plugins() and "registry" in ended.stderr:
         pytest.skip(f"no provider: {ended.stderr[-300:]}")
     assert not ended.returncode, ended.stderr
     return folder
@@ -272,9 +272,9 @@ def test_the_firewall_counts_large_bodies_and_blocks_the_rest(account: Root) -> 
         "AWSManagedRulesKnownBadInputsRuleSet",
     }
     common = groups["AWSManagedRulesCommonRuleSet"]
-    assert [(o["Name"], list(o["ActionToUse"])) for o in common["RuleActionOverrides"]] == [
-        ("SizeRestrictions_BODY", ["Count"])
-    ]
+    counted = {o["Name"] for o in common["RuleActionOverrides"] if list(o["ActionToUse"]) == ["Count"]}
+    body = {"CrossSiteScripting", "EC2MetaDataSSRF", "GenericLFI", "GenericRFI", "SizeRestrictions"}
+    assert counted == {f"{rule}_BODY" for rule in body}, "a photo is larger than 8 KB, and its XMP begins with <?"
     (limit,) = (r for r in rules if r["Name"] == "requests-per-ip")
     assert limit["Action"]["Block"]["CustomResponse"]["ResponseCode"] == 429
 
