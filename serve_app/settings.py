@@ -49,7 +49,7 @@ class AppSettings(BaseModel):
     )
     precision: Precision = Field(
         "auto",
-        description="numbers of OpenVINO; `auto` is `bfloat16` where the CPU has it, else `float32`; `int8`, the "
+        description="numbers of OpenVINO; `auto` is `bfloat16` where the CPU has AMX, else `float32`; `int8`, the "
         "fastest and least exact, takes some 10 s and the `int8` extra to calibrate each new weights",
     )
     cpu_threads: PositiveInt | None = Field(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from serve_app import boxes, golden, image, quantised, weights
+from serve_app import boxes, golden, image, openvino_model, quantised, weights
 from serve_app.errors import WeightsError
 from serve_app.model import DetectionModel, TorchModel, names_of, read_checkpoint
 from serve_app.openvino_model import OpenVinoModel, graph
@@ -190,3 +190,21 @@ def test_alone_and_in_a_batch_the_answer_is_the_same(engine: str, path: Path, bu
     np.testing.assert_allclose(together[:, 4], alone[:, 4], atol=1e-4)
     sure = alone[:, 4] >= 0.01
     np.testing.assert_allclose(together.transpose(0, 2, 1)[sure], alone.transpose(0, 2, 1)[sure], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [
+        pytest.param("flags : avx2 avx512_bf16 amx_bf16 amx_tile", "bfloat16", id="AMX"),
+        pytest.param("flags : avx2 avx512_bf16", "float32", id="bfloat16 without AMX is slower than float32"),
+        pytest.param(None, "float32", id="not Linux"),
+    ],
+)
+def test_the_precision_that_is_fastest_here(
+    flags: str | None, precision: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    if flags:
+        cpuinfo.write_text(flags)
+    monkeypatch.setattr(openvino_model, "CPUINFO", cpuinfo)
+    assert compiled(read_checkpoint(path), "auto").precision == precision
