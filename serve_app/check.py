@@ -71,14 +71,12 @@ def updates(d: Deployed) -> Iterator[Finding]:
 
 def sizes(d: Deployed) -> Iterator[Finding]:
     """All replicas must find a place, and no GPU may idle for want of cores."""
-    (group,) = d.cluster["workerGroupSpecs"]
-    container = group["template"]["spec"]["containers"][0]["resources"]
-    booked = float(group["rayStartParams"].get("num-cpus", cores(container["requests"]["cpu"])))
-    gpus = float(container.get("limits", {}).get("nvidia.com/gpu", 0))
+    booked = float(d.workers["rayStartParams"].get("num-cpus", cores(d.room["requests"]["cpu"])))
+    gpus = float(d.room.get("limits", {}).get("nvidia.com/gpu", 0))
     cpu = sum(x["ray_actor_options"].get("num_cpus", 1) * most(x) for x in d.deployments)
     gpu = sum(x["ray_actor_options"].get("num_gpus", 0) * most(x) for x in d.deployments)
-    if cpu > booked * group["maxReplicas"] or gpu > gpus * group["maxReplicas"]:
-        workers = group["maxReplicas"]
+    if cpu > booked * d.workers["maxReplicas"] or gpu > gpus * d.workers["maxReplicas"]:
+        workers = d.workers["maxReplicas"]
         why = f"the replicas book {cpu:g} CPUs and {gpu:g} GPUs, {workers} workers have less: some never start"
         yield d.found("maxReplicas", why, "more or larger workers, or fewer replicas")
     if gpu and gpus and cpu / gpu > booked / gpus:
@@ -107,10 +105,10 @@ def disruptions(d: Deployed) -> Iterator[Finding]:
     if any("maxUnavailable" in b or "%" in str(b.get("minAvailable")) for b in budgets):
         why = "no eviction is ever allowed: a RayCluster has no scale subresource to count from (kuberay#2662)"
         yield d.found("maxUnavailable", why, "an integer minAvailable")
-    fewest = sum(group["minReplicas"] for group in d.cluster["workerGroupSpecs"])
+    fewest = d.workers["minReplicas"]
     if any(isinstance(b.get("minAvailable"), int) and b["minAvailable"] >= fewest for b in budgets):
         why = f"with {fewest} worker no eviction is allowed: a drain of its node never ends"
-        yield d.found("minAvailable", why, "less than the sum of minReplicas")
+        yield d.found("minAvailable", why, "less than minReplicas")
 
 
 def versions(d: Deployed) -> Iterator[Finding]:
@@ -171,10 +169,8 @@ def probes(d: Deployed) -> Iterator[Finding]:
 
 def upgrades(d: Deployed) -> Iterator[Finding]:
     """`NewCluster` needs a second cluster's nodes beside the first's, or waits for them for ever (kuberay#5088)."""
-    (group,) = d.cluster["workerGroupSpecs"]
-    container = group["template"]["spec"]["containers"][0]["resources"]
-    resource = "nvidia.com/gpu" if "nvidia.com/gpu" in container["requests"] else "cpu"
-    needed = 2 * cores(container["requests"][resource]) * group["maxReplicas"]
+    resource = "nvidia.com/gpu" if "nvidia.com/gpu" in d.room["requests"] else "cpu"
+    needed = 2 * cores(d.room["requests"][resource]) * d.workers["maxReplicas"]
     limits = [pool["spec"].get("limits", {}) for pool in d.kind("NodePool")]  # none is no limit, as Karpenter has it
     room = [cores(str(limit[resource])) for limit in limits if resource in limit]
     if room and sum(room) < needed:

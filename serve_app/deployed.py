@@ -33,6 +33,8 @@ class Deployed:
         self.objects: list[dict[str, Any]] = [o for o in yaml.safe_load_all(text) if o]
         self.service = self.kind("RayService")[0]["spec"]
         self.cluster = self.service["rayClusterConfig"]
+        (self.workers,) = self.cluster["workerGroupSpecs"]
+        self.room = self.workers["template"]["spec"]["containers"][0]["resources"]  # of one worker
         self.serve: dict[str, Any] = yaml.safe_load(self.service["serveConfigV2"])
         self.args: dict[str, Any] = self.serve["applications"][0]["args"]
         self.deployments: list[dict[str, Any]] = self.serve["applications"][0]["deployments"]

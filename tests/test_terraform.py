@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import httpx
 import pytest
 
 from loadtests import s3
-from loadtests.service import config, free_port, running
+from loadtests.service import config, free_port, model, running
 from tests.conftest import ROOT
+from tests.iam import matches
 
 # What moto does not know, or forgets the half of; tests/plan.tftest.hcl has it, with a provider that makes its answers up.
 MOCKED = {
@@ -39,7 +40,6 @@ terraform {
 
 provider "aws" {
   s3_use_path_style           = true
-  skip_requesting_account_id  = false
   skip_credentials_validation = true
 }
 """
@@ -57,54 +57,46 @@ class Root:
         self.made: dict[str, list[dict[str, Any]]] = {}  # by type, as Terraform's state has it
         self.env = os.environ | s3.ENV | {"AWS_ENDPOINT_URL": endpoint, "TF_IN_AUTOMATION": "1"}
 
-    def __call__(self, *typed: str, codes: tuple[int, ...] = (0,)) -> str:
+    def __call__(self, *typed: str) -> str:
         """Terraform's output."""
         ended = subprocess.run(
             ["terraform", *typed], cwd=self.folder, env=self.env, capture_output=True, text=True, check=False
         )
-        assert ended.returncode in codes, (
-            f"terraform {' '.join(typed)}:\n{ended.stdout[-4000:]}\n{ended.stderr[-4000:]}"
-        )
+        assert not ended.returncode, f"terraform {' '.join(typed)}:\n{ended.stdout[-4000:]}\n{ended.stderr[-4000:]}"
         return ended.stdout
 
     def client(self, service: str) -> Any:
         return boto3.Session(region_name="eu-central-1").client(service, endpoint_url=self.endpoint)
 
 
-def initialised(folder: Path) -> Path:
-    """Its root, with the providers of the mirror that TF_PLUGIN_DIR names, or the registry's."""
+@pytest.fixture(scope="module", autouse=True)
+def installed() -> None:
     if not shutil.which("terraform"):
         pytest.skip("no terraform")
+
+
+def initialised(folder: Path, override: str = "") -> Path:
+    """A copy of the root, with the providers of the mirror that TF_PLUGIN_DIR names, or the registry's."""
+    (folder / "test_override.tf").write_text(override)
+    mirror = os.environ.get("TF_PLUGIN_DIR")
     for path in (ROOT / "terraform").glob("*"):
         if path.is_file() or path.name == "tests":
             (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
-    typed = ["terraform", "init", "-backend=false", "-input=false", *plugins()]
+    typed = ["terraform", "init", "-input=false", *([] if override else ["-backend=false"])]
+    typed += [f"-plugin-dir={mirror}"] if mirror else []
     ended = subprocess.run(typed, cwd=folder, capture_output=True, text=True, check=False)
-    if ended.returncode and not plugins() and "registry" in ended.stderr:
+    if ended.returncode and not mirror and "registry" in ended.stderr:
         pytest.skip(f"no provider: {ended.stderr[-300:]}")
     assert not ended.returncode, ended.stderr
     return folder
 
 
-def plugins() -> list[str]:
-    """Where the provider is, if not in the registry."""
-    mirror = os.environ.get("TF_PLUGIN_DIR")
-    return [f"-plugin-dir={mirror}"] if mirror else []
-
-
 @pytest.fixture(scope="module")
 def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Root]:
-    folder = initialised(tmp_path_factory.mktemp("terraform"))
-    (folder / "moto_override.tf").write_text(MOTO)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")
-        yield from applied(folder)
-
-
-def applied(folder: Path) -> Iterator[Root]:
-    with s3.bucket() as store:
-        root = Root(folder, store.endpoint)
-        root("init", "-input=false", *plugins())
+    folder = initialised(tmp_path_factory.mktemp("terraform"), MOTO)
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.setenv("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")  # read when moto starts
+        root = Root(folder, stack.enter_context(s3.bucket()).endpoint)
         root("plan", *VARIABLES, "-out=all.tfplan", "-input=false")
         planned = json.loads(root("show", "-json", "all.tfplan"))["resource_changes"]
         wanted = {c["address"].split("[")[0] for c in planned if c["type"] not in MOCKED and c["mode"] == "managed"}
@@ -123,8 +115,6 @@ def test_terraforms_own_tests(tmp_path: Path) -> None:
 
 
 def test_style() -> None:
-    if not shutil.which("terraform"):
-        pytest.skip("no terraform")
     subprocess.run(["terraform", "fmt", "-check", "-recursive", str(ROOT / "terraform")], check=True)
 
 
@@ -208,40 +198,6 @@ def test_whom_the_pipeline_trusts(account: Root, subject: str, trusted: bool) ->
     assert matches(trust, "Allow", "sts:AssumeRoleWithWebIdentity", "", context) is trusted
 
 
-def matches(policy: dict[str, Any], effect: str, action: str, resource: str, context: dict[str, str]) -> bool:
-    """Whether a statement of this effect applies: IAM's evaluation, as far as our documents use it."""
-    compare = {
-        "StringEquals": lambda have, want: have == want,
-        "StringLike": fnmatch.fnmatchcase,
-        "ArnNotEquals": lambda have, want: have != want,
-        "Bool": lambda have, want: have == want,
-    }
-
-    def holds(operator: str, key: str, wanted: list[str] | str) -> bool:
-        if key not in context:
-            return False
-        each = [compare[operator](context[key], want) for want in listed(wanted)]
-        return all(each) if operator == "ArnNotEquals" else any(each)
-
-    return any(
-        statement["Effect"] == effect
-        and any(fnmatch.fnmatchcase(action, pattern) for pattern in listed(statement["Action"]))
-        and (
-            "Resource" not in statement or any(fnmatch.fnmatchcase(resource, p) for p in listed(statement["Resource"]))
-        )
-        and all(
-            holds(operator, key, wanted)
-            for operator, keys in statement.get("Condition", {}).items()
-            for key, wanted in keys.items()
-        )
-        for statement in policy["Statement"]
-    )
-
-
-def listed(value: list[str] | str) -> list[str]:
-    return value if isinstance(value, list) else [value]
-
-
 def test_private_subnets_leave_by_nat_and_public_ones_by_the_gateway(account: Root) -> None:
     ec2, (vpc,) = account.client("ec2"), account.made["aws_vpc"]
     tables = ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [vpc["id"]]}])["RouteTables"]
@@ -296,7 +252,7 @@ def test_weights_are_published_to_and_served_from_the_bucket(account: Root, buck
     with running(config(free_port(), weights=made.stdout.split()[-1])) as service:
         answer = httpx.post(f"{service.url}/v1/predict", files={"file": bus}, timeout=60)
         assert answer.json()["images"][0]["results"]
-        assert httpx.get(f"{service.url}/v1/models").json()["models"][0]["uri"] == made.stdout.split()[-1]
+        assert model(service)["uri"] == made.stdout.split()[-1]
 
 
 def test_all_of_it_can_be_destroyed(account: Root, bucket: str) -> None:
