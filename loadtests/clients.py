@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import aiohttp
 import psutil
+import uvloop
 
 WARM_UP_S = 3.0
 KNOWN = ("haproxy", "raylet", "gcs_server", "dashboard", "log_monitor", "runtime_env")
@@ -43,7 +44,7 @@ def summary(times: list[float], took: float, errors: int, cpu_s: dict[str, float
 
 def measure(url: str, content: list[bytes], count: int, seconds: float, pid: int) -> Measured:
     """So many clients with a connection each, sending one photo after the other; the first seconds are not counted."""
-    return asyncio.run(_measure(url, content, count, seconds, pid))
+    return uvloop.run(_measure(url, content, count, seconds, pid))
 
 
 async def _measure(url: str, content: list[bytes], count: int, seconds: float, pid: int) -> Measured:

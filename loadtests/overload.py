@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import statistics
 import time
 from collections import Counter
@@ -42,8 +43,9 @@ def overload(service: Service, times: float, seconds: float) -> dict[str, float]
     normal = asyncio.run(learn(traffic))
     peak = clients.measure(service.url, content, FULL, max(seconds / 4, 5), service.pid)
     print(f"peak with {FULL} clients: {peak}", flush=True)
-    began = time.monotonic()
+    began, own = time.monotonic(), time.process_time()
     rows = traffic.burst(times * peak.rate, seconds)
+    own = time.process_time() - own
     offered = [row for row in rows if row.sent <= began + seconds]
     answered = [r for r in offered if r.verdict == "answered"]
     refused = [r for r in offered if r.verdict == "refused"]
@@ -52,8 +54,12 @@ def overload(service: Service, times: float, seconds: float) -> dict[str, float]
     print(f"offered {len(offered) / seconds:.0f}/s for {seconds:g} s: {dict(seen)}")
     for row in [r for r in rows if r.verdict not in ("answered", "refused")][:5]:
         print(f"    {row.verdict} after {row.done - row.sent:.2f} s: {row.detail[:200]}")
+    # The clients run on the service's own cores: what they take there beyond what they took at the peak.
+    cores = os.cpu_count() or 1
+    theirs = (own / seconds - peak.cpu_ms["these clients"] * peak.rate / 1000) / cores
     return {
         "goodput / peak": during / seconds / peak.rate,
+        "the same, of the CPU clients leave": during / seconds / peak.rate / (1 - theirs),
         "p95 of answers / p95 at the peak": tail(answered) * 1000 / peak.p95,
         "p95 of refusals, s": tail(refused),
         "recovery, s": asyncio.run(recovery(traffic, normal)),

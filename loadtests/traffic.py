@@ -16,6 +16,7 @@ from http import HTTPStatus
 from typing import Any
 
 import aiohttp
+import uvloop
 
 from serve_app.golden import overlap
 
@@ -131,7 +132,7 @@ class Traffic:
             async with other.session() as http:
                 await other.open(http, rate, lambda: time.monotonic() >= end)
 
-        asyncio.run(run())
+        uvloop.run(run())  # 0.5 instead of 0.6 ms of CPU a request
         return other.rows
 
     def between(self, began: float, ended: float) -> list[Row]:
