@@ -41,4 +41,7 @@ HEALTHCHECK --start-period=90s CMD ["wget", "-q", "-O", "/dev/null", "http://127
 LABEL org.opencontainers.image.title="image-recognition" \
       org.opencontainers.image.description="Send a photo, get named boxes: YOLOv8 behind Ray Serve" \
       org.opencontainers.image.licenses="AGPL-3.0-only"
-CMD ["python", "-m", "serve_app", "serve", "--host", "0.0.0.0"]
+# `serve` is what SageMaker gives to the container; KubeRay starts Ray in it by a command of its own.
+ENV SERVE_CONFIG_DIFFERENCE="{http_options: {host: 0.0.0.0}}"
+ENTRYPOINT ["python", "-m", "serve_app"]
+CMD ["serve"]

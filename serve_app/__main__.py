@@ -32,7 +32,7 @@ def serve(args: argparse.Namespace) -> int:
     from serve_app import launch  # after the switches; and Ray takes 2 s to import
 
     try:
-        launch.run(args.config, temp, args.host)
+        launch.run(args.config, temp)
     except launch.StartFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -97,7 +97,6 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("serve", help=serve.__doc__)
     command.add_argument("--config", type=Path, default=ROOT / "serve_config.yaml")
-    command.add_argument("--host", help="listen there, instead of what the configuration says")
     command.set_defaults(run=serve)
 
     command = commands.add_parser("predict", help=predict.__doc__)

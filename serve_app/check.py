@@ -1,4 +1,6 @@
-"""`python -m serve_app check`: what is legal alone and wrong together: overlay, Serve configuration, lock, Dockerfile.
+"""`python -m serve_app check`: what is legal alone and wrong together.
+
+It looks at an overlay, the Serve configuration inside, the lock, the Dockerfile and Terraform.
 
 A rule is a function of a `Deployed`; it yields findings. Each says what will happen, where that was seen, and the cure.
 """
@@ -15,6 +17,7 @@ from serve_app.weights import ROOT
 
 DRAIN_S = 30  # RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S of Ray 2.60
 MESSAGE_BYTES = 4 * 2**20  # gRPC's largest message between replicas in throughput mode
+FIREWALL_BYTES = 8192  # SizeRestrictions_BODY of AWSManagedRulesCommonRuleSet
 STALE = ("serviceUnhealthySecondThreshold", "deploymentUnhealthySecondThreshold")
 
 
@@ -186,9 +189,20 @@ def names(d: Deployed) -> Iterator[Finding]:
         yield d.found("egress", "no pod finds another by its name: workers never join the head", "port 53, UDP and TCP")
 
 
+def account(d: Deployed) -> Iterator[Finding]:
+    """What Terraform makes is for the names that the manifests use."""
+    pod = d.pods()[1].get("serviceAccountName", "default")
+    if not re.search(rf'service_account\s*= "{pod}"', d.terraform):
+        why = f"Terraform gives the service account {pod} no role: weights in S3 are forbidden to it"
+        yield d.found("serviceAccountName", why, "the one in terraform/eks.tf")
+    if d.kind("Ingress") and d.args["max_body_bytes"] > FIREWALL_BYTES and "SizeRestrictions" not in d.terraform:
+        why = f"the firewall's core rule set blocks bodies of more than {FIREWALL_BYTES} bytes: no photo comes through"
+        yield Finding(ROOT / "terraform" / "firewall.tf", 1, why, "SizeRestrictions_BODY set to count")
+
+
 RULES: tuple[Callable[[Deployed], Iterator[Finding]], ...] = (
     timeouts, load_balancer, batches, updates, sizes, upgrades, access, disruptions, versions, keys, head, messages,
-    names, front, probes,
+    names, front, probes, account,
 )  # fmt: skip
 
 

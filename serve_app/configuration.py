@@ -16,9 +16,12 @@ from serve_app.weights import ROOT
 UNCHECKED = {"args", "user_config", "runtime_env"}  # ours, which pydantic checks, or free by nature
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The file's content. Raises OSError, yaml.YAMLError, or ValueError that names what is wrong."""
-    content: dict[str, Any] = yaml.safe_load(path.read_text())
+def load(path: Path, difference: str = "") -> dict[str, Any]:
+    """The file's content with a difference, as YAML, laid over it.
+
+    Raises OSError, yaml.YAMLError, or ValueError that names what is wrong.
+    """
+    content: dict[str, Any] = merged(yaml.safe_load(path.read_text()), yaml.safe_load(difference) or {})
     check(content)
     return content
 

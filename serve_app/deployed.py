@@ -28,7 +28,7 @@ class Finding:
 class Deployed:
     """A rendered overlay, read once: its objects, and the Serve configuration inside."""
 
-    def __init__(self, file: Path, text: str, locked_ray: str, dockerfile: str) -> None:
+    def __init__(self, file: Path, text: str, locked_ray: str, dockerfile: str, terraform: str) -> None:
         self.file, self._lines = file, text.splitlines()
         self.objects: list[dict[str, Any]] = [o for o in yaml.safe_load_all(text) if o]
         self.service = self.kind("RayService")[0]["spec"]
@@ -38,7 +38,7 @@ class Deployed:
         self.serve: dict[str, Any] = yaml.safe_load(self.service["serveConfigV2"])
         self.args: dict[str, Any] = self.serve["applications"][0]["args"]
         self.deployments: list[dict[str, Any]] = self.serve["applications"][0]["deployments"]
-        self.locked_ray, self.dockerfile = locked_ray, dockerfile
+        self.locked_ray, self.dockerfile, self.terraform = locked_ray, dockerfile, terraform
 
     def kind(self, kind: str) -> list[dict[str, Any]]:
         """All objects of a kind."""
@@ -72,9 +72,10 @@ class Deployed:
 
 
 def read(file: Path) -> Deployed:
-    """A rendered overlay beside this checkout's lock and Dockerfile. Raises OSError, IndexError or KeyError."""
+    """A rendered overlay, with this checkout's lock, Dockerfile and Terraform. Raises OSError, IndexError, KeyError."""
     locked = re.search(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    return Deployed(file, file.read_text(), locked[1] if locked else "", (ROOT / "Dockerfile").read_text())
+    account = "".join(path.read_text() for path in sorted((ROOT / "terraform").glob("*.tf")))
+    return Deployed(file, file.read_text(), locked[1] if locked else "", (ROOT / "Dockerfile").read_text(), account)
 
 
 def cores(quantity: str) -> float:

@@ -35,19 +35,17 @@ class StartFailed(Exception):
     """The service did not come up; the message says why."""
 
 
-def run(config_path: Path, temp: Path, host: str | None = None) -> None:
-    """Serves until SIGINT or SIGTERM, on another host than the file's if given, with Ray's files below `temp`.
+def run(config_path: Path, temp: Path) -> None:
+    """Serves until SIGINT or SIGTERM, with Ray's files below `temp`. Raises StartFailed.
 
-    Raises StartFailed.
+    SERVE_CONFIG_DIFFERENCE of the environment, as YAML, is laid over the file: so a container learns where to listen.
     """
-    config, weights = check(config_path)
-    if host:
-        config["http_options"]["host"] = host
-        config_path = temp / config_path.name
-        config_path.write_text(yaml.safe_dump(config))
+    config, weights = check(config_path, os.environ.get("SERVE_CONFIG_DIFFERENCE", ""))
     host, port = config["http_options"]["host"], config["http_options"]["port"]
     check_open_files()
     check_port(host, port, config_path)
+    config_path = temp / config_path.name
+    config_path.write_text(yaml.safe_dump(config))
     stop_on_signals()
     kind = "the bundled model" if weights == str(BUNDLED) else "the weights"
     print(f"Starting with {kind} {weights}; Ray's files are in {temp}", flush=True)
@@ -78,10 +76,10 @@ def run(config_path: Path, temp: Path, host: str | None = None) -> None:
             ray.shutdown()
 
 
-def check(path: Path) -> tuple[dict[str, Any], str]:
-    """The configuration and the weights it names. Raises StartFailed for what would fail later, less clearly."""
+def check(path: Path, difference: str) -> tuple[dict[str, Any], str]:
+    """The configuration, and the weights it names. Raises StartFailed for what would fail later, less clearly."""
     try:
-        config = configuration.load(path)
+        config = configuration.load(path, difference)
         settings = AppSettings.model_validate(config["applications"][0]["args"])
         if settings.api_keys_file:
             auth.read(ROOT / settings.api_keys_file)
@@ -91,7 +89,8 @@ def check(path: Path) -> tuple[dict[str, Any], str]:
     except (KeyError, IndexError, TypeError) as error:
         raise StartFailed(f"{path} lacks {error}") from error
     except (WeightsError, ValueError, yaml.YAMLError) as error:
-        raise StartFailed(f"{path}: {error}") from error
+        laid_over = " with SERVE_CONFIG_DIFFERENCE" if difference else ""
+        raise StartFailed(f"{path}{laid_over}: {error}") from error
 
 
 def check_port(host: str, port: int, path: Path) -> None:

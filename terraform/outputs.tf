@@ -28,3 +28,13 @@ output "pipeline_role" {
   description = "ARN of the role that the GitHub workflows assume."
   value       = aws_iam_role.pipeline.arn
 }
+
+output "sagemaker" {
+  description = "Asks the endpoint of SageMaker for the boxes in a photo."
+  value       = one([for endpoint in aws_sagemaker_endpoint.this : "aws sagemaker-runtime invoke-endpoint --region ${var.region} --endpoint-name ${endpoint.name} --content-type image/jpeg --body fileb://bus.jpg /dev/stdout"])
+}
+
+output "remote_write" {
+  description = "For `prometheus.prometheusSpec.remoteWrite` of kuberay/addons/monitoring.yaml."
+  value       = one([for workspace in aws_prometheus_workspace.this : { url = "${workspace.prometheus_endpoint}api/v1/remote_write", sigv4 = { region = var.region } }])
+}

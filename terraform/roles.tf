@@ -3,6 +3,7 @@ data "aws_iam_policy_document" "assumed_by" {
   for_each = {
     eks           = ["sts:AssumeRole", "sts:TagSession"]
     ec2           = ["sts:AssumeRole"]
+    sagemaker     = ["sts:AssumeRole"]
     vpc-flow-logs = ["sts:AssumeRole"]
   }
 
@@ -18,11 +19,13 @@ data "aws_iam_policy_document" "assumed_by" {
 
 resource "aws_iam_role" "service" {
   name               = "${var.name}-service"
-  assume_role_policy = data.aws_iam_policy_document.pods.json
+  assume_role_policy = data.aws_iam_policy_document.pods["recognition"].json
 }
 
-# EKS Pod Identity, for this cluster's service account only: the tags are EKS's, a pod cannot set them.
+# EKS Pod Identity, for one service account of this cluster only: the tags are EKS's, a pod cannot set them.
 data "aws_iam_policy_document" "pods" {
+  for_each = toset(["recognition", "monitoring-kube-prometheus-prometheus"])
+
   statement {
     actions = ["sts:AssumeRole", "sts:TagSession"]
 
@@ -34,7 +37,7 @@ data "aws_iam_policy_document" "pods" {
     condition {
       test     = "StringEquals"
       variable = "aws:RequestTag/kubernetes-service-account"
-      values   = ["recognition"]
+      values   = [each.key]
     }
 
     condition {

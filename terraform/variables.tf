@@ -89,3 +89,15 @@ variable "redis_password" {
     error_message = "16 to 128 letters and digits."
   }
 }
+
+variable "sagemaker" {
+  description = "The image behind an endpoint of SageMaker, beside the cluster: its address in the registry, the type of instance and how many. Null: none."
+  type        = object({ image = string, instance_type = string, min_instances = number, max_instances = number })
+  default     = null
+}
+
+variable "managed_prometheus" {
+  description = "A workspace of Amazon Managed Prometheus for the cluster's metrics."
+  type        = bool
+  default     = false
+}

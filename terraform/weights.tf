@@ -99,7 +99,7 @@ data "aws_iam_policy_document" "weights" {
     condition {
       test     = "ArnNotEquals"
       variable = "aws:PrincipalArn"
-      values   = concat([aws_iam_role.service.arn, aws_iam_role.pipeline.arn], var.admins)
+      values   = concat([aws_iam_role.service.arn, aws_iam_role.pipeline.arn], values(aws_iam_role.sagemaker)[*].arn, var.admins)
     }
   }
 

@@ -72,6 +72,8 @@ EXAMPLES: list[tuple[str, str, Change]] = [
     ("head", "starve", lambda d: d.cluster["headGroupSpec"]["rayStartParams"].clear()),
     ("messages", "4 MiB", throughput),
     ("names", "by its name", lambda d: [p["spec"].update(egress=[{"ports": [{"port": 443}]}]) for p in d.kind("NetworkPolicy")]),
+    ("account", "forbidden", lambda d: worker(d).update(serviceAccountName="other")),
+    ("account", "no photo", lambda d: setattr(d, "terraform", d.terraform.replace("SizeRestrictions", ""))),
     ("probes", "wget", lambda d: setattr(d, "dockerfile", "FROM python:3.11-slim")),
 ]  # fmt: skip
 

@@ -34,6 +34,13 @@ def test_a_second_service_on_the_port_says_so(server: str, tmp_path: Path) -> No
     assert httpx.get(f"{server}/readyz").status_code == 200, "the first one goes on"
 
 
+def test_a_difference_that_serve_does_not_know_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVE_CONFIG_DIFFERENCE", "{http_options: {prot: 8080}}")
+    ended = serve(config(free_port()), tmp_path)
+    assert ended.returncode == 1
+    assert "with SERVE_CONFIG_DIFFERENCE: keys that Serve does not know: .http_options.prot" in ended.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="HAProxy is for Linux only")
 def test_too_few_open_files_are_said_at_once() -> None:
     typed = f"ulimit -n 1024; exec {sys.executable} -m serve_app serve"

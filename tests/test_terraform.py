@@ -22,6 +22,8 @@ from tests.iam import matches
 
 # What moto does not know, or forgets the half of; tests/plan.tftest.hcl has it, with a provider that makes its answers up.
 MOCKED = {
+    "aws_appautoscaling_policy",
+    "aws_appautoscaling_target",
     "aws_budgets_budget",
     "aws_eks_access_entry",
     "aws_eks_access_policy_association",
@@ -30,9 +32,18 @@ MOCKED = {
     "aws_elasticache_replication_group",
     "aws_elasticache_subnet_group",
     "aws_s3_bucket_lifecycle_configuration",
+    "aws_sagemaker_endpoint",
+    "aws_sagemaker_endpoint_configuration",
 }
 DEPENDENT = {"aws_vpc_security_group_ingress_rule.redis"}  # on one of them
-VARIABLES = ["-var-file=staging.tfvars", "-var=redis_password=0123456789abcdef"]
+IMAGE = "123456789012.dkr.ecr.eu-central-1.amazonaws.com/recognition-staging:1.0.0"
+SAGEMAKER = {"image": IMAGE, "instance_type": "ml.g5.xlarge", "min_instances": 2, "max_instances": 6}
+VARIABLES = [
+    "-var-file=staging.tfvars",
+    "-var=redis_password=0123456789abcdef",
+    "-var=managed_prometheus=true",
+    f"-var=sagemaker={json.dumps(SAGEMAKER)}",
+]
 MOTO = """
 terraform {
   backend "local" {}
@@ -239,6 +250,39 @@ def test_tags_of_images_do_not_move(account: Root) -> None:
     (repository,) = account.client("ecr").describe_repositories()["repositories"]
     assert repository["imageTagMutability"] == "IMMUTABLE"
     assert repository["imageScanningConfiguration"]["scanOnPush"]
+
+
+def test_alarms_watch_what_sagemaker_answers(account: Root) -> None:
+    alarms = account.client("cloudwatch").describe_alarms()["MetricAlarms"]
+    assert {a["MetricName"] for a in alarms} == {"Invocation5XXErrors", "ModelLatency"}
+    watched = [{d["Name"]: d["Value"] for d in a["Dimensions"]} for a in alarms]
+    assert watched == [{"EndpointName": "recognition-staging", "VariantName": "all"}] * 2
+
+
+def test_the_container_serves_as_sagemaker_starts_it(
+    account: Root, monkeypatch: pytest.MonkeyPatch, bus: bytes
+) -> None:
+    """With the environment that the model has in AWS, less the GPU."""
+    sagemaker = account.client("sagemaker")
+    (made,) = sagemaker.list_models()["Models"]
+    container = sagemaker.describe_model(ModelName=made["ModelName"])["PrimaryContainer"]
+    assert container["Image"] == IMAGE
+    assert len(container["Environment"]["SERVE_CONFIG_DIFFERENCE"]) <= 1024, "SageMaker's limit"
+    difference = json.loads(container["Environment"]["SERVE_CONFIG_DIFFERENCE"])
+    assert difference["http_options"] == {"host": "0.0.0.0", "port": 8080}
+    ingress = difference["applications"][0]["deployments"][0]
+    assert ingress.pop("ray_actor_options")["num_gpus"] > 0
+    ingress |= {"num_replicas": 1}
+    difference["http_options"] = {"port": free_port()}
+    monkeypatch.setenv("SERVE_CONFIG_DIFFERENCE", json.dumps(difference))
+    with running(config(1)) as service:
+        url = f"http://127.0.0.1:{difference['http_options']['port']}"
+        assert httpx.get(f"{url}/ping").status_code == 200
+        answer = httpx.post(f"{url}/invocations", content=bus, headers={"Content-Type": "image/jpeg"}, timeout=60)
+        assert answer.json()["images"][0]["results"]
+        too_long = httpx.post(f"{url}/invocations", content=b"x" * 6_291_457, headers={"Content-Type": "image/jpeg"})
+        assert too_long.status_code == 413
+        assert any(f":{difference['http_options']['port']}" in line for line in service.lines)
 
 
 def test_weights_are_published_to_and_served_from_the_bucket(account: Root, bucket: str, bus: bytes) -> None:

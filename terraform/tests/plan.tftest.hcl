@@ -107,6 +107,49 @@ run "as_shipped" {
   }
 }
 
+run "without_what_is_not_asked_for" {
+  command = plan
+
+  assert {
+    condition     = length(aws_sagemaker_endpoint.this) == 0 && length(aws_cloudwatch_metric_alarm.sagemaker) == 0 && length(aws_prometheus_workspace.this) == 0
+    error_message = "SageMaker and managed Prometheus cost money: nobody has them by default."
+  }
+}
+
+run "sagemaker_and_managed_prometheus" {
+  command = plan
+
+  variables {
+    managed_prometheus = true
+    sagemaker          = { image = "111122223333.dkr.ecr.eu-central-1.amazonaws.com/recognition:1.0.0", instance_type = "ml.g5.xlarge", min_instances = 2, max_instances = 6 }
+  }
+
+  assert {
+    condition     = aws_appautoscaling_target.sagemaker["this"].min_capacity == 2 && aws_appautoscaling_target.sagemaker["this"].max_capacity == 6 && aws_appautoscaling_target.sagemaker["this"].resource_id == "endpoint/recognition/variant/all"
+    error_message = "Two to six instances of the one variant."
+  }
+
+  assert {
+    condition     = { for v in aws_sagemaker_endpoint_configuration.this["this"].production_variants : v.variant_name => [v.instance_type, v.initial_instance_count] } == { all = ["ml.g5.xlarge", 2] }
+    error_message = "One variant, which the alarms and the autoscaling name."
+  }
+
+  assert {
+    condition     = { for a in aws_sagemaker_endpoint.this["this"].deployment_config[0].auto_rollback_configuration[0].alarms : a.alarm_name => true } == { for a in aws_cloudwatch_metric_alarm.sagemaker : a.alarm_name => true }
+    error_message = "Both alarms end a deployment."
+  }
+
+  assert {
+    condition     = one(aws_appautoscaling_policy.sagemaker["this"].target_tracking_scaling_policy_configuration).target_value == 20
+    error_message = "More of them before two full batches of 16 are in work."
+  }
+
+  assert {
+    condition     = aws_eks_pod_identity_association.prometheus[0].service_account == "monitoring-kube-prometheus-prometheus" && aws_eks_pod_identity_association.prometheus[0].namespace == "monitoring"
+    error_message = "The service account of the release in kuberay/addons/charts.txt."
+  }
+}
+
 run "a_public_api" {
   command = plan
 

@@ -1,0 +1,193 @@
+# The managed alternative to the cluster: the same image behind an endpoint of SageMaker. Only where `sagemaker` is set.
+locals {
+  sagemaker = var.sagemaker == null ? {} : { this = var.sagemaker }
+  container = { SERVE_CONFIG_DIFFERENCE = jsonencode(yamldecode(file("${path.module}/sagemaker.yaml"))) } # 1,024 characters at most
+}
+
+resource "aws_sagemaker_model" "this" {
+  for_each = local.sagemaker
+
+  name               = "${var.name}-${substr(sha1(jsonencode([each.value.image, local.container])), 0, 8)}" # a model cannot be changed
+  execution_role_arn = aws_iam_role.sagemaker["this"].arn
+
+  primary_container {
+    image       = each.value.image
+    environment = local.container
+  }
+
+  vpc_config {
+    subnets            = [for subnet in aws_subnet.private : subnet.id]
+    security_group_ids = [aws_security_group.sagemaker["this"].id]
+  }
+
+  lifecycle {
+    create_before_destroy = true
+  }
+}
+
+resource "aws_sagemaker_endpoint_configuration" "this" {
+  for_each = local.sagemaker
+
+  name_prefix = "${var.name}-"
+
+  production_variants {
+    variant_name                                      = "all"
+    model_name                                        = aws_sagemaker_model.this["this"].name
+    instance_type                                     = each.value.instance_type
+    initial_instance_count                            = each.value.min_instances
+    container_startup_health_check_timeout_in_seconds = 600 # 60-90 s after the image is there
+  }
+
+  lifecycle {
+    create_before_destroy = true
+  }
+}
+
+# Blue/green: the new fleet takes a tenth of the traffic first, and all of it is taken back when an alarm goes off.
+resource "aws_sagemaker_endpoint" "this" {
+  for_each = local.sagemaker
+
+  name                 = var.name
+  endpoint_config_name = aws_sagemaker_endpoint_configuration.this["this"].name
+
+  deployment_config {
+    blue_green_update_policy {
+      maximum_execution_timeout_in_seconds = 3600
+      termination_wait_in_seconds          = 300
+
+      traffic_routing_configuration {
+        type                     = "CANARY"
+        wait_interval_in_seconds = 600
+
+        canary_size {
+          type  = "CAPACITY_PERCENT"
+          value = 10
+        }
+      }
+    }
+
+    auto_rollback_configuration {
+      dynamic "alarms" {
+        for_each = aws_cloudwatch_metric_alarm.sagemaker
+
+        content {
+          alarm_name = alarms.value.alarm_name
+        }
+      }
+    }
+  }
+}
+
+resource "aws_cloudwatch_metric_alarm" "sagemaker" {
+  for_each = var.sagemaker == null ? {} : {
+    Invocation5XXErrors = { statistic = "Sum", above = 5 }
+    ModelLatency        = { statistic = "p95", above = 1000000 } # microseconds
+  }
+
+  alarm_name          = "${var.name}-sagemaker-${each.key}"
+  alarm_description   = "Ends a deployment to SageMaker and goes back"
+  namespace           = "AWS/SageMaker"
+  metric_name         = each.key
+  dimensions          = { EndpointName = var.name, VariantName = "all" }
+  statistic           = startswith(each.value.statistic, "p") ? null : each.value.statistic
+  extended_statistic  = startswith(each.value.statistic, "p") ? each.value.statistic : null
+  comparison_operator = "GreaterThanThreshold"
+  threshold           = each.value.above
+  period              = 60
+  evaluation_periods  = 3
+  datapoints_to_alarm = 2
+  treat_missing_data  = "notBreaching"
+}
+
+resource "aws_appautoscaling_target" "sagemaker" {
+  for_each = local.sagemaker
+
+  service_namespace  = "sagemaker"
+  resource_id        = "endpoint/${aws_sagemaker_endpoint.this["this"].name}/variant/all"
+  scalable_dimension = "sagemaker:variant:DesiredInstanceCount"
+  min_capacity       = each.value.min_instances
+  max_capacity       = each.value.max_instances
+}
+
+# By requests in work, of which two full batches are 32: by their rate one would have to know what a photo costs.
+resource "aws_appautoscaling_policy" "sagemaker" {
+  for_each = local.sagemaker
+
+  name               = "${var.name}-sagemaker"
+  policy_type        = "TargetTrackingScaling"
+  service_namespace  = aws_appautoscaling_target.sagemaker["this"].service_namespace
+  resource_id        = aws_appautoscaling_target.sagemaker["this"].resource_id
+  scalable_dimension = aws_appautoscaling_target.sagemaker["this"].scalable_dimension
+
+  target_tracking_scaling_policy_configuration {
+    target_value       = 20
+    scale_in_cooldown  = 600
+    scale_out_cooldown = 60
+
+    predefined_metric_specification {
+      predefined_metric_type = "SageMakerVariantConcurrentRequestsPerModelHighResolution"
+    }
+  }
+}
+
+# Outwards only: to S3 and the registry.
+resource "aws_security_group" "sagemaker" {
+  for_each = local.sagemaker
+
+  name        = "${var.name}-sagemaker"
+  description = "SageMaker's containers"
+  vpc_id      = aws_vpc.this.id
+}
+
+resource "aws_vpc_security_group_egress_rule" "sagemaker" {
+  for_each = local.sagemaker
+
+  security_group_id = aws_security_group.sagemaker["this"].id
+  description       = "HTTPS to AWS's services"
+  cidr_ipv4         = "0.0.0.0/0"
+  ip_protocol       = "tcp"
+  from_port         = 443
+  to_port           = 443
+}
+
+resource "aws_iam_role" "sagemaker" {
+  for_each = local.sagemaker
+
+  name               = "${var.name}-sagemaker"
+  assume_role_policy = data.aws_iam_policy_document.assumed_by["sagemaker"].json
+}
+
+resource "aws_iam_role_policy" "sagemaker" {
+  for_each = var.sagemaker == null ? {} : {
+    read-weights = data.aws_iam_policy_document.read_weights.json
+    run          = data.aws_iam_policy_document.sagemaker.json
+  }
+
+  name   = each.key
+  role   = aws_iam_role.sagemaker["this"].id
+  policy = each.value
+}
+
+data "aws_iam_policy_document" "sagemaker" {
+  statement {
+    sid       = "Image"
+    actions   = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
+    resources = [aws_ecr_repository.this.arn]
+  }
+
+  statement {
+    sid       = "Logs"
+    actions   = ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"]
+    resources = ["arn:${local.partition}:logs:${var.region}:${local.account}:log-group:/aws/sagemaker/*"]
+  }
+
+  statement {
+    sid = "NoNarrowerOne" # the registry's login, metrics, and the network interfaces in our subnets
+    actions = [
+      "ecr:GetAuthorizationToken", "cloudwatch:PutMetricData", "ec2:CreateNetworkInterface", "ec2:CreateNetworkInterfacePermission",
+      "ec2:DeleteNetworkInterface", "ec2:DeleteNetworkInterfacePermission", "ec2:DescribeDhcpOptions",
+      "ec2:DescribeNetworkInterfaces", "ec2:DescribeSecurityGroups", "ec2:DescribeSubnets", "ec2:DescribeVpcs",
+    ]
+    resources = ["*"]
+  }
+}
