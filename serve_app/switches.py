@@ -45,14 +45,16 @@ DEFAULTS = f"""\
     http-error status 504 content-type application/problem+json string '{problem(504, "timeout")}'
 """
 # Nor is there a variable for the section of the replicas, but the text of DOWNINTER is copied into a line of it. There
-# HAProxy refuses a prediction when MAX_PREDICTIONS others are in work for each replica: 0.4 ms of CPU instead of 2.2 in
-# a replica (proxy.py), which has those left over: that are longer than HAProxy keeps, or have no Content-Length.
-REFUSAL = problem(503, "overloaded").replace('"request_id":""', '"request_id":"%[req.hdr(x-request-id),json(utf8s)]"')
+# HAProxy refuses a prediction when MAX_PREDICTIONS others of its own are in work for each replica, for 0.4 ms of CPU
+# instead of 2.2. What is left to a replica (proxy.py): bodies that are longer than HAProxy keeps or have no
+# Content-Length, and what the HAProxies of several nodes let through together.
+REFUSAL = problem(503, "overloaded").replace('"request_id":""', '"request_id":"%[req.hdr(x-request-id)]"')
 REFUSALS = f"""\
+    http-request del-header x-request-id unless {{ req.hdr(x-request-id) -m reg ^[A-Za-z0-9_.:-]{{1,128}}$ }}
     http-request set-var(txn.running) be_conn
     http-request return status 503 content-type application/problem+json hdr Retry-After 1 \
 hdr X-Request-Id %[req.hdr(x-request-id)] lf-string '{REFUSAL}' if METH_POST {{ req.fhdr(content-length) -m int lt \
-{REPLAYED_BYTES} }} {{ nbsrv,mul({MAX_PREDICTIONS}),sub(txn.running) lt 0 }}
+{REPLAYED_BYTES - 20_000} }} {{ nbsrv,mul({MAX_PREDICTIONS}),sub(txn.running) lt 0 }}
 """
 SWITCHES = {
     # HAProxy in front of the replicas instead of Serve's proxy in Python: 0.7 ms of CPU a request instead of 7 ms.

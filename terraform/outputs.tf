@@ -36,5 +36,5 @@ output "sagemaker" {
 
 output "remote_write" {
   description = "For `prometheus.prometheusSpec.remoteWrite` of kuberay/addons/monitoring.yaml."
-  value       = one([for workspace in aws_prometheus_workspace.this : { url = "${workspace.prometheus_endpoint}api/v1/remote_write", sigv4 = { region = var.region } }])
+  value       = [for workspace in aws_prometheus_workspace.this : { url = "${workspace.prometheus_endpoint}api/v1/remote_write", sigv4 = { region = var.region } }]
 }

@@ -1,13 +1,17 @@
 # The managed alternative to the cluster: the same image behind an endpoint of SageMaker. Only where `sagemaker` is set.
 locals {
   sagemaker = var.sagemaker == null ? {} : { this = var.sagemaker }
-  container = { SERVE_CONFIG_DIFFERENCE = jsonencode(yamldecode(file("${path.module}/sagemaker.yaml"))) } # 1,024 characters at most
+
+  container = {
+    SERVE_CONFIG_DIFFERENCE    = jsonencode(yamldecode(file("${path.module}/sagemaker.yaml"))) # 1,024 characters at most
+    NVIDIA_VISIBLE_DEVICES     = "all"                                                         # a plain Debian image does not ask for them
+    NVIDIA_DRIVER_CAPABILITIES = "compute,utility"
+  }
 }
 
 resource "aws_sagemaker_model" "this" {
   for_each = local.sagemaker
 
-  name               = "${var.name}-${substr(sha1(jsonencode([each.value.image, local.container])), 0, 8)}" # a model cannot be changed
   execution_role_arn = aws_iam_role.sagemaker["this"].arn
 
   primary_container {
@@ -36,6 +40,8 @@ resource "aws_sagemaker_endpoint_configuration" "this" {
     instance_type                                     = each.value.instance_type
     initial_instance_count                            = each.value.min_instances
     container_startup_health_check_timeout_in_seconds = 600 # 60-90 s after the image is there
+    # Without it: driver 470, which runs nothing newer than CUDA 11.4. With it 550, which runs CUDA 12.
+    inference_ami_version = can(regex("^ml[.][gp]", each.value.instance_type)) ? "al2-ami-sagemaker-inference-gpu-3-1" : null
   }
 
   lifecycle {
@@ -76,6 +82,11 @@ resource "aws_sagemaker_endpoint" "this" {
       }
     }
   }
+
+  # Its containers need them as long as they live: to fetch image and weights, and to give back their network interfaces.
+  depends_on = [
+    aws_iam_role_policy.sagemaker, aws_vpc_security_group_egress_rule.sagemaker, aws_route_table_association.private, aws_vpc_endpoint.s3,
+  ]
 }
 
 resource "aws_cloudwatch_metric_alarm" "sagemaker" {

@@ -94,6 +94,11 @@ variable "sagemaker" {
   description = "The image behind an endpoint of SageMaker, beside the cluster: its address in the registry, the type of instance and how many. Null: none."
   type        = object({ image = string, instance_type = string, min_instances = number, max_instances = number })
   default     = null
+
+  validation {
+    condition     = var.sagemaker == null ? true : 2 <= var.sagemaker.min_instances && var.sagemaker.min_instances <= var.sagemaker.max_instances
+    error_message = "Two instances at least, as one of them is the canary of a deployment, and no more than max_instances."
+  }
 }
 
 variable "managed_prometheus" {

@@ -268,6 +268,7 @@ def test_the_container_serves_as_sagemaker_starts_it(
     container = sagemaker.describe_model(ModelName=made["ModelName"])["PrimaryContainer"]
     assert container["Image"] == IMAGE
     assert len(container["Environment"]["SERVE_CONFIG_DIFFERENCE"]) <= 1024, "SageMaker's limit"
+    assert container["Environment"]["NVIDIA_VISIBLE_DEVICES"] == "all"
     difference = json.loads(container["Environment"]["SERVE_CONFIG_DIFFERENCE"])
     assert difference["http_options"] == {"host": "0.0.0.0", "port": 8080}
     ingress = difference["applications"][0]["deployments"][0]

@@ -163,6 +163,16 @@ run "a_public_api" {
   }
 }
 
+run "a_fleet_too_small_for_a_canary" {
+  command = plan
+
+  variables {
+    sagemaker = { image = "111122223333.dkr.ecr.eu-central-1.amazonaws.com/recognition:1.0.0", instance_type = "ml.g5.xlarge", min_instances = 1, max_instances = 6 }
+  }
+
+  expect_failures = [var.sagemaker]
+}
+
 run "what_is_refused" {
   command = plan
 
