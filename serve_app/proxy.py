@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import metrics
 from serve_app.schemas import Problem
-from serve_app.settings import MAX_PREDICTIONS, PROXY_WINDOW_BYTES
+from serve_app.settings import MAX_PREDICTIONS, PROXY_WINDOW_BYTES, REQUEST_ID
 
 STEERING = (
     b"x-request-timeout-seconds",
@@ -28,7 +28,6 @@ STEERING = (
     b"x-session-id",
     b"serve_multiplexed_model_id",
 )
-REQUEST_ID = re.compile(rb"[\w.:-]{1,128}")
 FREE_BYTES = 1_000_000  # an ordinary photo is never slowed down
 PROXY_BYTES_PER_S = 200e6
 DRAIN_S = 2.0  # of a body that is refused; a slow one gets its answer before it has ended
@@ -47,13 +46,13 @@ class ClientsDoNotSteer:
             scope["headers"] = [
                 (name, value)
                 for name, value in scope["headers"]
-                if name not in STEERING and (name != b"x-request-id" or REQUEST_ID.fullmatch(value))
+                if name not in STEERING and (name != b"x-request-id" or re.fullmatch(REQUEST_ID.encode(), value))
             ]
         await self.app(scope, receive, send)
 
 
 class PredictionsAreBounded:
-    """Refuses a prediction while MAX_PREDICTIONS others are in work: for 0.5 ms of CPU, where Serve would take 3 ms."""
+    """Refuses a prediction while MAX_PREDICTIONS others are in work: what HAProxy, if there is one, has let through."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app, self._running, self._images = app, 0, metrics.images_total()

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from serve_app.schemas import Problem
-from serve_app.settings import MAX_PREDICTIONS
+from serve_app.settings import MAX_PREDICTIONS, REQUEST_ID
 
 
 def problem(status: int, code: str) -> str:
@@ -50,7 +50,7 @@ DEFAULTS = f"""\
 # Content-Length, and what the HAProxies of several nodes let through together.
 REFUSAL = problem(503, "overloaded").replace('"request_id":""', '"request_id":"%[req.hdr(x-request-id)]"')
 REFUSALS = f"""\
-    http-request del-header x-request-id unless {{ req.hdr(x-request-id) -m reg ^[A-Za-z0-9_.:-]{{1,128}}$ }}
+    http-request del-header x-request-id unless {{ req.hdr(x-request-id) -m reg ^{REQUEST_ID}$ }}
     http-request set-var(txn.running) be_conn
     http-request return status 503 content-type application/problem+json hdr Retry-After 1 \
 hdr X-Request-Id %[req.hdr(x-request-id)] lf-string '{REFUSAL}' if METH_POST {{ req.fhdr(content-length) -m int lt \
