@@ -15,7 +15,7 @@ from typing import Any
 
 from loadtests import clients
 from loadtests.clients import Measured, summary
-from loadtests.decoding import enlarge
+from loadtests.mix import photos_of, resized
 from loadtests.service import config, free_port, running
 from serve_app import boxes, image, loader, photos
 from serve_app.loader import Loaded
@@ -47,13 +47,6 @@ def loop(once: Callable[[int], object], seconds: float) -> Measured:
     return summary(times, time.perf_counter() - begun, 0, {"this process": time.process_time() - cpu})
 
 
-def photos_of(folder: Path | None) -> list[bytes]:
-    """Real photos: those of the folder, else the two that every installation has."""
-    if folder and folder.exists():
-        return [p.read_bytes() for p in sorted(folder.glob("*.jpg"))]
-    return [photos.bus(), photos.zidane()]
-
-
 def run(content: list[bytes], counts: list[int], seconds: float, rounds: int, settings: dict[str, Any]) -> Results:
     """All measurements, `rounds` times in turn."""
     args = AppSettings.model_validate(config(0)["applications"][0]["args"] | settings)
@@ -62,7 +55,7 @@ def run(content: list[bytes], counts: list[int], seconds: float, rounds: int, se
     get = partial(loader.fetch, settings=args)
     loaded = loader.load(pinned.uri, get, settings=args, size=size, device="cpu", batch_sizes={1})
     square = image.prepare(content[0], size, 52_000_000)[0][None]
-    large = [enlarge(photos.bus(), 3.7)]  # 2,997 x 3,996
+    large = [resized(photos.bus(), 3.7)]  # 2,997 x 3,996
     found: Results = {}
     with running(config(free_port(), **settings)) as service:
         measures: dict[str, Callable[[], Measured]] = {

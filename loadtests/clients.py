@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import statistics
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +14,12 @@ import aiohttp
 import psutil
 import uvloop
 
+from loadtests.mix import Photo
+
 WARM_UP_S = 3.0
+GIVE_UP_S = 60.0
+STAGES = re.compile(r"(\w+);dur=([\d.]+)")  # of the Server-Timing header
+BATCH = re.compile(rb'"batch_size": ?(\d+)')
 KNOWN = ("haproxy", "raylet", "gcs_server", "dashboard", "log_monitor", "runtime_env")
 
 
@@ -32,6 +39,16 @@ class Measured(NamedTuple):
             f"{self.rate:6.1f} img/s  p50 {self.p50:6.1f}  p95 {self.p95:6.1f} ms  errors {self.errors}  "
             f"CPU-ms/img: {spent}"
         )
+
+
+class Asked(NamedTuple):
+    """One request of an open workload: moments in seconds since its start, and what its answer tells."""
+
+    sent: float
+    done: float
+    status: int  # 0: no answer
+    stages_ms: dict[str, float]
+    batch: int
 
 
 def summary(times: list[float], took: float, errors: int, cpu_s: dict[str, float]) -> Measured:
@@ -81,6 +98,32 @@ async def _measure(url: str, content: list[bytes], count: int, seconds: float, p
         watching = asyncio.create_task(watch())
         await asyncio.gather(*(one(n) for n in range(count)))
     return summary(times, seconds, errors, await watching)
+
+
+async def offer(url: str, photos: Sequence[Photo], arrivals: Iterable[float]) -> list[Asked]:
+    """An open workload: a photo at each moment, in seconds from now, whatever becomes of those before."""
+    began, asked = time.perf_counter(), list[Asked]()
+
+    async def one(photo: Photo, moment: float) -> None:
+        status, stages, body = 0, "", b""
+        try:
+            headers = {"Content-Type": photo.media_type}
+            async with http.post("/v1/predict", data=photo.content, headers=headers) as answer:
+                body = await answer.read()
+                status, stages = answer.status, answer.headers.get("Server-Timing", "")
+        except (aiohttp.ClientError, TimeoutError):
+            pass
+        found = BATCH.search(body)
+        spent = {name: float(ms) for name, ms in STAGES.findall(stages)}
+        asked.append(Asked(moment, time.perf_counter() - began, status, spent, int(found[1]) if found else 0))
+
+    timeout, connector = aiohttp.ClientTimeout(GIVE_UP_S), aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as http, asyncio.TaskGroup() as tasks:
+        for n, moment in enumerate(arrivals):
+            await asyncio.sleep(max(0.0, began + moment - time.perf_counter()))
+            # Counted from the moment it was due: a client that is late itself must not flatter the service.
+            tasks.create_task(one(photos[n % len(photos)], moment))
+    return sorted(asked)
 
 
 def cpu_seconds(pid: int) -> dict[int, tuple[str, float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import statistics
 import time
 from collections.abc import Callable
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from loadtests.accuracy import score
+from loadtests.mix import resized
 from serve_app import boxes, image, loader, photos
 from serve_app.image import Letterbox
 from serve_app.loader import Loaded
@@ -32,16 +31,6 @@ def full(data: bytes, size: int) -> tuple[np.ndarray, Letterbox]:
 def reduced(data: bytes, size: int) -> tuple[np.ndarray, Letterbox]:
     """What the service does."""
     return image.prepare(data, size, MAX_PIXELS)
-
-
-def enlarge(data: bytes, times: float) -> bytes:
-    """The same photo with more pixels, as a JPEG of a camera's quality."""
-    with Image.open(io.BytesIO(data)) as photo:
-        size = round(photo.width * times), round(photo.height * times)
-        larger = photo.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    larger.save(file, "JPEG", quality=92)
-    return file.getvalue()
 
 
 def seconds(prepare: Prepare, data: bytes, size: int) -> float:
@@ -64,7 +53,7 @@ def detect(loaded: Loaded, prepare: Prepare, data: bytes, size: int) -> dict[str
 
 def main(folder: Path, labels: Path, times: float) -> None:
     """Prints seconds and mAP of both."""
-    twelve = enlarge(photos.bus(), 3.7)  # 3,000 x 4,000
+    twelve = resized(photos.bus(), 3.7)  # 3,000 x 4,000
     settings = AppSettings()
     pinned = loader.pin(settings.weights, settings)
     size = pinned.image_size
@@ -77,7 +66,7 @@ def main(folder: Path, labels: Path, times: float) -> None:
     get = partial(loader.fetch, settings=settings)
     loaded = loader.load(pinned.uri, get, settings=settings, size=size, device="cpu", batch_sizes={1})
     paths = sorted(folder.glob("*.jpg"))
-    larger = [enlarge(p.read_bytes(), times) for p in paths]
+    larger = [resized(p.read_bytes(), times) for p in paths]
     for prepare in took:
         strict, loose = score(paths, labels, [detect(loaded, prepare, data, size) for data in larger])
         what = f"{prepare.__name__}: {len(paths)} photos enlarged {times:g} times"

@@ -13,8 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from loadtests.decoding import enlarge
 from loadtests.events import local
+from loadtests.mix import resized
 from loadtests.traffic import Row, Traffic, stall, tail
 from serve_app import photos
 
@@ -50,7 +50,7 @@ def observe(traffic: Traffic, name: str, event: Callable[[], None], live: Callab
 
 def content_of() -> list[bytes]:
     """Two small photos, and a larger one of 0.85 MB; of more than 1 MB HAProxy keeps no copy."""
-    return [photos.bus(), photos.zidane(), enlarge(photos.bus(), 2)]
+    return [photos.bus(), photos.zidane(), resized(photos.bus(), 2)]
 
 
 def main(args: argparse.Namespace) -> bool:

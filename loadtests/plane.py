@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ray.serve import Application
 
 from loadtests import clients
-from loadtests.bench import photos_of
+from loadtests.mix import photos_of
 from loadtests.service import ROOT, config, free_port, running
 from serve_app import app, deployments, ingress, loader
 from serve_app.configuration import apart
@@ -36,16 +36,18 @@ class Constant:
         return np.broadcast_to(self._head, (len(squares_nhwc), *self._head.shape))
 
 
-def without_network() -> None:
+def without_network(instead: type[Constant] = Constant) -> None:
     """In the process that would load it."""
-    loader.engine = lambda network, sha256, settings, size, device: Constant(size)  # noqa: ARG005
+    loader.engine = lambda network, sha256, settings, size, device: instead(size)  # noqa: ARG005
 
 
 class Together(ingress.Together):
     """The shipped one, less the network."""
 
+    instead = Constant
+
     def __init__(self, settings: AppSettings, weights: str, size: int) -> None:
-        without_network()
+        without_network(self.instead)
         super().__init__(settings, weights, size)
 
 

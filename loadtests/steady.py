@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from collections import Counter
 from pathlib import Path
 
-import aiohttp
 import numpy as np
 import psutil
 
 from loadtests import clients
-from loadtests.bench import photos_of
+from loadtests.mix import Photo, photos_of
 from loadtests.service import Service, config, free_port, running
 
 Memory = dict[str, list[tuple[float, float]]]  # by process: (seconds, MB)
@@ -31,20 +31,9 @@ def resident(pid: int) -> dict[str, float]:
     return found
 
 
-async def load(service: Service, content: list[bytes], rate: float, seconds: float, memory: Memory) -> dict[int, int]:
+async def load(service: Service, content: list[bytes], rate: float, seconds: float, memory: Memory) -> Counter[int]:
     """Sends `rate` photos a second, whatever the service does with them; returns how often each status came."""
-    statuses: dict[int, int] = {}
     began = time.monotonic()
-
-    async def one(n: int) -> None:
-        data = content[n % len(content)]
-        try:
-            async with http.post("/v1/predict", data=data, headers={"Content-Type": "image/jpeg"}) as answer:
-                await answer.read()
-                status = answer.status
-        except aiohttp.ClientError:
-            status = 0
-        statuses[status] = statuses.get(status, 0) + 1
 
     async def watch() -> None:
         while (now := time.monotonic() - began) < seconds:
@@ -52,13 +41,10 @@ async def load(service: Service, content: list[bytes], rate: float, seconds: flo
                 memory.setdefault(name, []).append((now, megabytes))
             await asyncio.sleep(10)
 
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(service.url, connector=connector) as http, asyncio.TaskGroup() as tasks:
-        tasks.create_task(watch())
-        for n in range(int(rate * seconds)):
-            await asyncio.sleep(max(0.0, began + n / rate - time.monotonic()))
-            tasks.create_task(one(n))
-    return statuses
+    photos = [Photo("", "image/jpeg", data) for data in content]
+    offered = clients.offer(service.url, photos, (n / rate for n in range(int(rate * seconds))))
+    asked, _ = await asyncio.gather(offered, watch())
+    return Counter(one.status for one in asked)
 
 
 def slope(samples: list[tuple[float, float]]) -> tuple[float, float, float]:
@@ -75,7 +61,7 @@ def main(folder: Path | None, minutes: float, part: float) -> None:
         most = clients.measure(service.url, content, 16, 10, service.pid)
         print(f"at most {most.rate:.1f} img/s; now {part:.0%} of it for {minutes:g} minutes", flush=True)
         statuses = asyncio.run(load(service, content, part * most.rate, minutes * 60, memory))
-    print(f"answers by status: {statuses}")
+    print(f"answers by status: {dict(statuses)}")
     for name, samples in sorted(memory.items(), key=lambda kv: -kv[1][-1][1]):
         if len(samples) > 3:
             first, last, hourly = slope(samples)

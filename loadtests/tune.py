@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from loadtests import clients
-from loadtests.bench import photos_of
+from loadtests.mix import photos_of
 from loadtests.service import ROOT, Service, deploy, detector, free_port, running
 from serve_app import configuration
 

@@ -1,0 +1,230 @@
+"""A replica as a queue, calibrated from measured stage times, and replicas side by side simulated event by event.
+
+A photo is made ready (decoded), waits for its batch, and goes through the engine. A batch b that finds the engine idle
+is through after F(b); one that does not, S(b) after the batch before it, which is less, as batches overlap
+(`CONCURRENT_BATCHES`). So it ends at max(start + F, end before + S): Lindley's recursion with a delay in front. F and
+S are lines in the size of the batch and in the load, as all that is in a replica shares its cores; around the lines
+they vary as was measured. The formula beside it is Allen and Cunneen's for G/G/c (Probability, Statistics and Queueing
+Theory, 1990); it knows no batches. RESULTS.md compares both with measurements.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+BLOCK = 4096  # random numbers drawn at a time
+
+
+class Observed(NamedTuple):
+    """One batch: its size, the load in photos a second in a replica then, and its time in seconds."""
+
+    batch: float
+    load: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """`seconds = at + each x batch + per x load`, times one of the measured ratios."""
+
+    at: float
+    each: float
+    per: float
+    ratios: Array
+
+    def mean(self, batch: float, load: float) -> float:
+        """In seconds."""
+        return self.at + self.each * batch + self.per * load
+
+
+def fit(observed: Iterable[Observed]) -> Line:
+    """Least squares; a slope that would be negative, or that was not varied, is none."""
+    rows = np.array(list(observed))
+    seconds = rows[:, 2]
+    columns = [n for n in (0, 1) if np.ptp(rows[:, n]) > 0]
+    while True:
+        design = np.column_stack([np.ones(len(rows)), rows[:, columns]])
+        found = np.linalg.lstsq(design, seconds, rcond=None)[0]
+        if not columns or min(found[1:]) >= 0:
+            break
+        columns.pop(int(np.argmin(found[1:])))
+    slopes = dict(zip(columns, found[1:].tolist(), strict=True))
+    return Line(float(found[0]), slopes.get(0, 0.0), slopes.get(1, 0.0), seconds / (design @ found))
+
+
+@dataclass(frozen=True)
+class Station:
+    """One replica: how it forms batches, and the times of each step."""
+
+    ready: Line  # until a photo can join a batch
+    alone: Line  # F
+    behind: Line  # S
+    max_batch: int = 1
+    wait_s: float = 0.0  # for a batch to fill
+    lanes: int = 2  # batches in work at a time
+    room: float = math.inf  # photos in it at a time; more are refused
+
+    @property
+    def most(self) -> float:
+        """Photos a second when there is always a full batch: where load = batch / S(batch, load)."""
+        b, s = self.max_batch, self.behind
+        base = s.mean(b, 0.0)
+        if not s.per:
+            return b / base
+        return (math.sqrt(base**2 + 4 * s.per * b) - base) / (2 * s.per)
+
+
+@dataclass(eq=False)
+class Replica:
+    """What is in it."""
+
+    ongoing: int = 0
+    waiting: deque[tuple[float, float]] = field(default_factory=deque)  # (sent, ready)
+    in_work: int = 0
+    end: float = -math.inf  # of the last batch
+    done: int = 0
+    waited_s: float = 0.0
+
+
+class Outcome(NamedTuple):
+    """Of the requests in the order they were answered: when they were sent, latencies, waits for a batch; seconds."""
+
+    sent: Array
+    latency: Array
+    waited: Array
+    refused: Array  # when these were sent
+
+    def percentile(self, q: float = 95.0) -> float:
+        """Of the latency in seconds; infinite when nothing was answered."""
+        return float(np.percentile(self.latency, q)) if len(self.latency) else math.inf
+
+
+class Replicas:
+    """Replicas behind a front that gives each request to the one with the fewest (HAProxy's `leastconn`)."""
+
+    def __init__(self, station: Station, number: int, load: float, rng: np.random.Generator) -> None:
+        """`load` is that of one replica, in photos a second, for the lines."""
+        self.station, self.load, self._rng = station, load, rng
+        self.running = [Replica() for _ in range(number)]
+        self.now = 0.0
+        self.ongoing = 0  # in all, those among them that stop
+        self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
+        self._numbers = itertools.count()
+        self._draw = {name: self._ratios(getattr(station, name)) for name in ("ready", "alone", "behind")}
+        self._sent: list[float] = []
+        self._latency: list[float] = []
+        self._waited: list[float] = []
+        self._refused: list[float] = []
+
+    @property
+    def came(self) -> int:
+        """Requests so far."""
+        return self.ongoing + len(self._sent) + len(self._refused)
+
+    def at(self, moment: float, do: Callable[..., None], *args: object) -> None:
+        """Calls it at that moment."""
+        heapq.heappush(self._events, (moment, next(self._numbers), do, args))
+
+    def run(self, arrivals: Iterable[float]) -> Outcome:
+        """Until the last of these requests is answered or refused."""
+        coming = iter(arrivals)
+        pending = next(coming, None)
+        events = self._events
+        while pending is not None or self.ongoing:
+            if pending is not None and (not events or pending <= events[0][0]):
+                self.now = pending
+                self._arrive(pending)
+                pending = next(coming, None)
+            else:
+                self.now, _, do, args = heapq.heappop(events)
+                do(*args)
+        return Outcome(*map(np.array, (self._sent, self._latency, self._waited, self._refused)))
+
+    def _ratios(self, line: Line) -> Iterator[float]:
+        while True:
+            yield from self._rng.choice(line.ratios, BLOCK).tolist()
+
+    def _seconds(self, name: str, batch: int) -> float:
+        line: Line = getattr(self.station, name)
+        return line.mean(batch, self.load) * next(self._draw[name])
+
+    def _arrive(self, sent: float) -> None:
+        replica = min(self.running, key=lambda one: one.ongoing, default=None)
+        if replica is None or replica.ongoing >= self.station.room:
+            self._refused.append(sent)
+            return
+        replica.ongoing += 1
+        self.ongoing += 1
+        self.at(sent + self._seconds("ready", 1), self._ready, replica, sent)
+
+    def _ready(self, replica: Replica, sent: float) -> None:
+        replica.waiting.append((sent, self.now))
+        self._form(replica)
+        station = self.station
+        if replica.waiting and station.wait_s and replica.in_work < station.lanes:
+            self.at(replica.waiting[0][1] + station.wait_s, self._form, replica)
+
+    def _form(self, replica: Replica) -> None:
+        """A batch, if there is a lane for it and it is full or has waited."""
+        station, waiting = self.station, replica.waiting
+        while waiting and replica.in_work < station.lanes:
+            size = min(len(waiting), station.max_batch)
+            if size < station.max_batch and self.now < waiting[0][1] + station.wait_s - 1e-9:
+                return
+            members = [waiting.popleft() for _ in range(size)]
+            alone = self.now + self._seconds("alone", size)
+            replica.end = max(alone, replica.end + self._seconds("behind", size))
+            replica.in_work += 1
+            waits = [self.now - ready for _, ready in members]
+            self.at(replica.end, self._end, replica, [sent for sent, _ in members], waits)
+
+    def _end(self, replica: Replica, sent: list[float], waited: list[float]) -> None:
+        replica.in_work -= 1
+        replica.ongoing -= len(sent)
+        replica.done += len(sent)
+        replica.waited_s += sum(waited)
+        self.ongoing -= len(sent)
+        self._sent += sent
+        self._latency += [self.now - moment for moment in sent]
+        self._waited += waited
+        self._form(replica)
+        if replica.waiting and self.station.wait_s and replica.in_work < self.station.lanes:
+            self.at(replica.waiting[0][1] + self.station.wait_s, self._form, replica)
+
+
+def simulate(station: Station, number: int, arrivals: Array, rng: np.random.Generator) -> Outcome:
+    """These requests on so many replicas."""
+    load = len(arrivals) / max(float(arrivals[-1]), 1e-9) / number
+    return Replicas(station, number, min(load, station.most), rng).run(arrivals.tolist())
+
+
+def erlang_c(servers: int, load: float) -> float:
+    """The chance to wait in M/M/c, with `load` = arrival rate x service time, below `servers`."""
+    terms = [load**n / math.factorial(n) for n in range(servers)]
+    last = load**servers / math.factorial(servers) * servers / (servers - load)
+    return last / (sum(terms) + last)
+
+
+def allen_cunneen(station: Station, number: int, rate: float, q: float = 0.95) -> float:
+    """That quantile of the latency in seconds, batches of one; infinite above what the replicas can do.
+
+    Mean wait = Erlang's C x service / (c - load) x (1 + squared coefficient of variation) / 2, its tail exponential.
+    """
+    per_replica = rate / number
+    service = station.behind.mean(1, per_replica)
+    if (load := rate * service) >= number:
+        return math.inf
+    waits = erlang_c(number, load)
+    mean = service / (number - load) * (1 + float(np.var(station.behind.ratios))) / 2  # of those that wait
+    tail = max(0.0, mean * math.log(waits / (1 - q)))
+    return tail + station.ready.mean(1, per_replica) + station.alone.mean(1, per_replica)
