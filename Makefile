@@ -2,13 +2,15 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 CHECKOV := .venv/checkov# an environment of its own: it pins what we use in other versions
+SUPPLY := .venv/supply# another: it tells of .venv, and must not be told of
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+DRY_RUN ?= yes
 SHARED ?= ../shared# photos, labels and COCO weights that may not be part of this repository
 MODEL ?= auto
 export YOLO_AUTOINSTALL := false
 
 .DEFAULT_GOAL := help
-.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak bench bench-gpu tune plane steady decoding manifests terraform addons e2e lock clean
+.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak bench bench-gpu tune plane steady decoding manifests terraform addons e2e secrets licences sbom release lock clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -26,6 +28,7 @@ test: .venv/dev $(BIN)/kubectl ## all tests, against the real service
 
 lint: .venv/dev manifests ## check style, types, borders between modules, and that the manifests render; changes nothing
 	@$(CHECKOV)/bin/checkov --config-file .checkov.yaml --directory terraform
+	@PATH="$(BIN):$$PATH" && actionlint && zizmor -qq --offline .github && shellcheck .github/*.sh
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
 fmt: .venv/dev ## put the code in shape
@@ -70,9 +73,12 @@ steady: .venv/dev ## half an hour at 80 % load: errors and memory of each proces
 decoding: .venv/dev ## what decoding JPEGs at a reduced scale saves and costs
 	@$(BIN)/python -m loadtests.decoding --data $(SHARED)
 
-manifests: .venv/dev $(BIN)/kubectl $(CHECKOV)/bin/checkov ## write the generated part of each Kubernetes overlay, and all of it to build/
-	@$(BIN)/python -m serve_app manifests >/dev/null && mkdir -p build
-	@for o in local staging production; do $(BIN)/kubectl kustomize kuberay/overlays/$$o >build/$$o.yaml || exit 1; done
+manifests: .venv/dev $(BIN)/kubectl $(CHECKOV)/bin/checkov ## write the generated part of each Kubernetes overlay, and all of it, with IMAGE if given, to build/
+	@$(BIN)/python -m serve_app manifests >/dev/null
+	@for o in local staging production; do mkdir -p build/$$o \
+	  && printf '%s\n' "resources: [../../kuberay/overlays/$$o]" $(if $(IMAGE),'patches: [{ path: image.yaml, target: { kind: RayService } }]') >build/$$o/kustomization.yaml \
+	  && printf -- '- { op: replace, path: /spec/rayClusterConfig/%s/template/spec/containers/0/image, value: "$(IMAGE)" }\n' headGroupSpec workerGroupSpecs/0 >build/$$o/image.yaml \
+	  && $(BIN)/kubectl kustomize build/$$o >build/$$o.yaml || exit 1; done
 	@$(BIN)/python -m serve_app check --pods build/pods.yml build/*.yaml
 	@$(CHECKOV)/bin/checkov --config-file .checkov.yaml --file Dockerfile build/*.yaml build/pods.yml
 
@@ -86,6 +92,19 @@ addons: $(BIN)/kubectl ## what the overlays need on the cluster CONTEXT: KubeRay
 
 e2e: .venv/dev $(BIN)/kubectl ## the local overlay on the cluster CONTEXT with IMAGE: predict, upgrade under traffic
 	@$(BIN)/python -m loadtests.e2e --context "$(CONTEXT)" $(if $(IMAGE),--image "$(IMAGE)")
+
+secrets: $(CHECKOV)/bin/checkov ## look for passwords and keys in what is committed (a test has an address with a password, to be refused)
+	@git archive HEAD | (tmp=$$(mktemp -d) && tar x -C $$tmp && $(CHECKOV)/bin/checkov --framework secrets --enable-secret-scan-all-files --quiet --compact --skip-download --skip-path tests/test_remote.py --directory $$tmp; found=$$?; rm -r $$tmp; exit $$found)
+
+licences: $(SUPPLY)/bin/pip-licenses ## refuse packages whose licence does not go with AGPL-3.0
+	@$(SUPPLY)/bin/pip-licenses --summary --python $(BIN)/python
+
+sbom: $(SUPPLY)/bin/pip-licenses ## the bill of materials of .venv, CycloneDX, in build/sbom.json
+	@mkdir -p build && $(SUPPLY)/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --output-file build/sbom.json $(BIN)/python
+
+release: .venv/dev ## VERSION=x.y.z from what CHANGELOG.md has under Unreleased: shows it; with DRY_RUN= commits and tags
+	@$(BIN)/python -m pytest --quiet tests/test_docs.py tests/test_release.py
+	@$(BIN)/python .github/release.py $(VERSION) $(if $(DRY_RUN),,--commit)
 
 lock: ## write the newest versions that pyproject.toml allows to constraints.txt
 	@$(PYTHON) -m venv --clear .venv-lock && .venv-lock/bin/python -m pip install -q '.[cpu,int8,load,dev]'
@@ -110,6 +129,9 @@ $(BIN)/kubectl: .venv/dev
 
 $(CHECKOV)/bin/checkov: .venv/serve
 	@$(BIN)/python -m venv $(CHECKOV) && $(CHECKOV)/bin/python -m pip install --quiet --disable-pip-version-check checkov==3.3.30
+
+$(SUPPLY)/bin/pip-licenses: .venv/serve
+	@$(BIN)/python -m venv $(SUPPLY) && $(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0 pip-licenses==5.5.5
 
 .venv/dev: .venv/serve
 	@$(PIP) --editable '.[cpu,int8,load,dev]'
