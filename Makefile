@@ -10,7 +10,7 @@ MODEL ?= auto
 export YOLO_AUTOINSTALL := false
 
 .DEFAULT_GOAL := help
-.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak bench bench-gpu tune plane steady decoding manifests terraform addons e2e secrets licences sbom release lock clean
+.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak load capacity bench bench-gpu tune plane steady decoding manifests terraform addons e2e secrets licences sbom release lock clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -54,6 +54,13 @@ soak: .venv/dev ## the same in random order, for MINUTES (60) from a SEED
 
 overload: .venv/dev ## ten times what the service can do, for a minute: what is answered, how soon the rest is refused
 	@$(BIN)/python -m loadtests.overload
+
+load: .venv/dev ## Locust's SHAPE (smoke steady burst daily soak) at PEAK photos/s against URL, or a service of its own: build/load/
+	@$(BIN)/python -m loadtests.load --shape $(or $(SHAPE),smoke) --peak $(or $(PEAK),5) $(if $(P95),--p95-ms $(P95)) $(if $(URL),--url $(URL))
+
+capacity: .venv/dev ## the curve of one replica, and a plan for PEAK photos/s with P95 ms: build/capacity/
+	@$(BIN)/python -m loadtests.capacity measure
+	@$(BIN)/python -m loadtests.capacity plan --peak-rps $(or $(PEAK),40) --p95-ms $(or $(P95),500) $(if $(INSTANCE),--instance $(INSTANCE))
 
 bench: .venv/dev ## the service against its own engine: throughput, latency, CPU per process, bench.png
 	@$(BIN)/python -m loadtests.bench --photos $(SHARED)/images/coco128-val

@@ -138,6 +138,13 @@ def cpu_seconds(pid: int) -> dict[int, tuple[str, float]]:
     return spent
 
 
+def foreign_seconds(pid: int) -> float:
+    """CPU time so far of all that is neither the service nor these clients: of this machine, and stolen from it."""
+    ours = sum(spent for _, spent in cpu_seconds(pid).values()) + time.process_time()
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice - ours)
+
+
 def name_of(process: psutil.Process) -> str:
     """What a process of Ray does."""
     words = process.cmdline()

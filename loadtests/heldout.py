@@ -1,7 +1,8 @@
 """`python -m loadtests.heldout`: how well low and middle loads of one replica foretell what was not measured.
 
-Loads in turn, twice; the curve sees the low and middle ones of one replica only. Then p95 at the others, the largest
-rate, and with `--replicas` the same with more of them. Prints a table, a line for each prediction.
+Loads in turn, in short rounds, as a machine is not the same all the time; the curve sees the low and middle ones of one
+replica only. Then p95 at the others, the largest rate, and with `--replicas` the same with more of them. Prints a
+table, a line for each prediction.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import uvloop
 
 from loadtests import clients, trace
-from loadtests.curve import Curve, fixed, step_of
+from loadtests.curve import Curve, fixed, offered, step_of
 from loadtests.mix import mix
 from loadtests.queueing import Station, allen_cunneen, simulate
 from loadtests.service import detector, running
@@ -38,8 +39,7 @@ def runs(
         for _ in range(args.rounds):
             for share in shares:
                 rate = share * most * replicas
-                arrivals = trace.steady(rate, args.seconds).arrivals(rng)
-                found.append((rate, arrivals, uvloop.run(clients.offer(service.url, photos, arrivals))))
+                found.append((rate, *offered(service, photos, rate, args.seconds, rng)))
             rates.append(clients.measure(service.url, content, CLIENTS * replicas, 8, service.pid).rate)
     return found, statistics.mean(rates), most
 
@@ -91,7 +91,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--difference", default="", help="YAML laid over serve_config.yaml")
     parser.add_argument("--replicas", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=25.0)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each load in each round")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     main(parser.parse_args())

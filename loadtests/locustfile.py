@@ -54,10 +54,15 @@ def learn(environment: Environment, **_: object) -> None:
     wanted: Any = environment.parsed_options
     PHOTOS[:] = mix(wanted.photos)
     random.seed(wanted.seed + getattr(environment.runner, "worker_index", 0))
-    with httpx.Client(base_url=environment.host or "", timeout=PATIENCE_S) as http:
-        for photo in {photo.content: photo for photo in PHOTOS}.values():
-            answer = http.post(PATH, content=photo.content, headers={"Content-Type": photo.media_type})
-            KNOWN[photo.content] = objects(answer.raise_for_status().json())
+    try:
+        with httpx.Client(base_url=environment.host or "", timeout=PATIENCE_S) as http:
+            for photo in {photo.content: photo for photo in PHOTOS}.values():
+                answer = http.post(PATH, content=photo.content, headers={"Content-Type": photo.media_type})
+                KNOWN[photo.content] = objects(answer.raise_for_status().json())
+    except httpx.HTTPError as error:
+        print(f"{environment.host} does not say what is right: {error}")
+        if environment.runner:
+            environment.runner.quit()
 
 
 @events.quitting.add_listener

@@ -35,7 +35,7 @@ class Observed(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """`seconds = at + each x batch + per x load`, times one of the measured ratios."""
+    """`seconds = at + each x batch + per x load`, times one of the measured ratios, which are sorted."""
 
     at: float
     each: float
@@ -45,6 +45,10 @@ class Line:
     def mean(self, batch: float, load: float) -> float:
         """In seconds."""
         return self.at + self.each * batch + self.per * load
+
+    def at_rank(self, batch: float, load: float, rank: float) -> float:
+        """In seconds, of the `rank` x 100 % quickest."""
+        return self.mean(batch, load) * float(self.ratios[int(rank * len(self.ratios))])
 
 
 def fit(observed: Iterable[Observed]) -> Line:
@@ -59,7 +63,9 @@ def fit(observed: Iterable[Observed]) -> Line:
             break
         columns.pop(int(np.argmin(found[1:])))
     slopes = dict(zip(columns, found[1:].tolist(), strict=True))
-    return Line(float(found[0]), slopes.get(0, 0.0), slopes.get(1, 0.0), seconds / (design @ found))
+    on_line = design @ found
+    ratios = np.divide(seconds, on_line, out=np.ones(len(rows)), where=on_line > 0)
+    return Line(float(found[0]), slopes.get(0, 0.0), slopes.get(1, 0.0), np.sort(ratios))
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ class Replicas:
         self.ongoing = 0  # in all, those among them that stop
         self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._numbers = itertools.count()
-        self._draw = {name: self._ratios(getattr(station, name)) for name in ("ready", "alone", "behind")}
+        self._ranks = self._drawn()
         self._sent: list[float] = []
         self._latency: list[float] = []
         self._waited: list[float] = []
@@ -150,13 +156,9 @@ class Replicas:
                 do(*args)
         return Outcome(*map(np.array, (self._sent, self._latency, self._waited, self._refused)))
 
-    def _ratios(self, line: Line) -> Iterator[float]:
+    def _drawn(self) -> Iterator[float]:
         while True:
-            yield from self._rng.choice(line.ratios, BLOCK).tolist()
-
-    def _seconds(self, name: str, batch: int) -> float:
-        line: Line = getattr(self.station, name)
-        return line.mean(batch, self.load) * next(self._draw[name])
+            yield from self._rng.random(BLOCK).tolist()
 
     def _arrive(self, sent: float) -> None:
         replica = min(self.running, key=lambda one: one.ongoing, default=None)
@@ -165,7 +167,7 @@ class Replicas:
             return
         replica.ongoing += 1
         self.ongoing += 1
-        self.at(sent + self._seconds("ready", 1), self._ready, replica, sent)
+        self.at(sent + self.station.ready.at_rank(1, self.load, next(self._ranks)), self._ready, replica, sent)
 
     def _ready(self, replica: Replica, sent: float) -> None:
         replica.waiting.append((sent, self.now))
@@ -182,8 +184,9 @@ class Replicas:
             if size < station.max_batch and self.now < waiting[0][1] + station.wait_s - 1e-9:
                 return
             members = [waiting.popleft() for _ in range(size)]
-            alone = self.now + self._seconds("alone", size)
-            replica.end = max(alone, replica.end + self._seconds("behind", size))
+            rank = next(self._ranks)  # one for both: a batch that is slow alone is slow behind another
+            alone = self.now + station.alone.at_rank(size, self.load, rank)
+            replica.end = max(alone, replica.end + station.behind.at_rank(size, self.load, rank))
             replica.in_work += 1
             waits = [self.now - ready for _, ready in members]
             self.at(replica.end, self._end, replica, [sent for sent, _ in members], waits)

@@ -35,13 +35,13 @@ class NotStarted(Exception):
     """The service ended before it was ready; the message is its output."""
 
 
-def free_port() -> int:
+def free_port(first: int = 8100) -> int:
     """A TCP port of 127.0.0.1 that nothing listens on, outside the ranges Ray uses (10002-19999, 30000-31000)."""
-    for port in range(8100, 9000):
+    for port in range(first, 9900):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
                 return port
-    raise OSError("no free port between 8100 and 9000")
+    raise OSError(f"no free port between {first} and 9900")
 
 
 def config(port: int, **args: str | float) -> dict[str, Any]:

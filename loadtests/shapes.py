@@ -16,7 +16,7 @@ class Stage(NamedTuple):
 # An hour takes a minute. Least at four in the morning, most at four in the afternoon, as people who are awake make it.
 DAILY = [Stage(60, 0.6 - 0.4 * math.cos((hour - 4) / 24 * 2 * math.pi)) for hour in range(24)]
 SHAPES = {
-    "smoke": [Stage(30, 0.2)],
+    "smoke": [Stage(20, 0.4)],
     "steady": [Stage(30, 0.4), Stage(300, 0.8)],
     "burst": [Stage(60, 0.3), Stage(60, 1.0), Stage(120, 0.3)],
     "daily": DAILY,

@@ -1,0 +1,65 @@
+"""The dashboards as pictures, drawn from what Prometheus answers: what Grafana shows, without Grafana."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from loadtests.prometheus import Labels, Prometheus
+from serve_app import monitoring
+
+mpl.use("Agg")
+SCALE: dict[str, tuple[float, str]] = {
+    "s": (1e3, "ms"), "bytes": (1e-6, "MB"), "percentunit": (100, "%"), "percent": (1, "%"),
+    "reqps": (1, "requests/s"), "ops": (1, "1/s"), "short": (1, ""),
+}  # fmt: skip
+COLUMNS, LEGEND = 3, 28
+
+
+def name(legend: str, labels: Labels) -> str:
+    """A legend as Grafana fills it."""
+    for label, value in labels.items():
+        legend = legend.replace("{{" + label + "}}", value)
+    return legend if len(legend) <= LEGEND else legend[: LEGEND - 1] + "…"
+
+
+def draw(asked: Prometheus, board: str, file: Path, seconds: float) -> None:
+    """One dashboard's panels over the last `seconds`, as a PNG; those that need a GPU or a cluster stay out."""
+    panels = [one for one in monitoring.source("dashboards")[board]["panels"] if "needs" not in one]
+    rows = -(-len(panels) // COLUMNS)
+    figure, axes = plt.subplots(rows, COLUMNS, figsize=(15, 2.9 * rows), squeeze=False, layout="constrained")
+    figure.suptitle(monitoring.source("dashboards")[board]["title"])
+    for one, axis in zip(panels, axes.flat, strict=False):
+        (stat if one.get("stat") else lines)(asked, one, axis, seconds)
+        axis.set_title(one["title"], fontsize=10, loc="left")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    figure.savefig(file, dpi=100)
+    plt.close(figure)
+
+
+def lines(asked: Prometheus, one: dict[str, Any], axis: Axes, seconds: float) -> None:
+    """A panel of lines."""
+    factor, unit = SCALE[one["unit"]]
+    for legend, expr in one["queries"].items():
+        for labels, points in asked.over(expr, seconds):
+            at, values = zip(*points, strict=True)
+            axis.plot(at, [value * factor for value in values], label=name(legend, labels))
+    axis.set_ylabel(unit)
+    axis.set_xlim(-seconds, 0)
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7, loc="upper left")
+
+
+def stat(asked: Prometheus, one: dict[str, Any], axis: Axes, _seconds: float) -> None:
+    """A panel of numbers."""
+    factor, unit = SCALE[one["unit"]]
+    found = [(name(legend, labels), v) for legend, expr in one["queries"].items() for labels, v in asked.now(expr)]
+    text = "\n".join(f"{legend}: {value * factor:.1f} {unit}" for legend, value in found)
+    axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=15)
+    axis.set_axis_off()

@@ -1,0 +1,152 @@
+"""The queue that the planner believes in, against systems whose answers are known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from loadtests import trace
+from loadtests.clients import Asked
+from loadtests.curve import Curve, Step, follows, step_of
+from loadtests.queueing import Line, Observed, Outcome, Station, allen_cunneen, erlang_c, fit, simulate
+
+NONE = Line(0.0, 0.0, 0.0, np.array([1.0]))
+FIXED = np.array([1.0])
+EXPONENTIAL = -np.log1p(-(np.arange(20_000) + 0.5) / 20_000)  # quantiles
+
+
+def station(seconds: float, ratios: np.ndarray = FIXED, **settings: float) -> Station:
+    """A server that takes so long for a batch of any size."""
+    line = Line(seconds, 0.0, 0.0, ratios)
+    return Station(NONE, line, line, **settings)  # type: ignore[arg-type]
+
+
+def run(one: Station, number: int, rate: float, requests: int = 60_000) -> Outcome:
+    rng = np.random.default_rng(1)
+    return simulate(one, number, trace.steady(rate, requests / rate).arrivals(rng), rng)
+
+
+@pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
+def test_m_m_1(load: float) -> None:
+    """The time in the system is exponential with the mean 1 / (service rate − arrival rate)."""
+    outcome = run(station(0.1, EXPONENTIAL, lanes=1), 1, 10 * load)
+    mean = 0.1 / (1 - load)
+    assert np.mean(outcome.latency) == pytest.approx(mean, rel=0.1)
+    assert outcome.percentile() == pytest.approx(mean * math.log(20), rel=0.1)
+
+
+@pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
+def test_m_d_1(load: float) -> None:
+    """Pollaczek and Khinchine: the mean wait is load x service / (2 (1 − load))."""
+    outcome = run(station(0.1), 1, 10 * load)
+    assert np.mean(outcome.latency) == pytest.approx(0.1 + load * 0.1 / (2 * (1 - load)), rel=0.1)
+
+
+def test_several_replicas_share_like_several_servers() -> None:
+    """Each request to the replica with the fewest is a little worse than one queue for all (M/M/c), never better."""
+    outcome = run(station(0.1, EXPONENTIAL, lanes=1), 4, 30)
+    wait = erlang_c(4, 3.0) * 0.1 / (4 - 3.0)
+    assert wait + 0.1 < np.mean(outcome.latency) < 2 * wait + 0.1
+
+
+def test_erlangs_own_numbers() -> None:
+    assert erlang_c(1, 0.5) == pytest.approx(0.5), "of one server, its load"
+    assert erlang_c(2, 1.0) == pytest.approx(1 / 3)
+
+
+def test_the_formula_is_exact_where_it_should_be() -> None:
+    """M/M/1: waits are exponential."""
+    wait = 0.1 / (1 - 0.7) * math.log(0.7 / 0.05)
+    assert allen_cunneen(station(0.1, EXPONENTIAL), 1, 7.0) == pytest.approx(wait + 0.1, rel=0.01)
+    assert allen_cunneen(station(0.1), 1, 10.0) == math.inf
+
+
+def test_batches_multiply_what_a_replica_can_do() -> None:
+    batched = station(0.1, max_batch=4)
+    assert batched.most == pytest.approx(40)
+    assert run(batched, 1, 30, 20_000).percentile() < 0.6, "without batches it could do a third of it"
+
+
+def test_a_lone_photo_waits_for_its_batch_no_longer_than_it_may() -> None:
+    outcome = run(station(0.1, max_batch=8, wait_s=0.05), 1, 0.1, 200)
+    assert np.median(outcome.latency) == pytest.approx(0.15)
+
+
+def test_a_full_replica_refuses() -> None:
+    outcome = run(station(0.1, room=5), 1, 30, 3000)
+    assert len(outcome.refused) > 0.5 * 3000
+    assert max(outcome.latency) <= 0.5 + 1e-9, "what is let in waits for four others at most"
+
+
+def test_the_same_seed_is_the_same_day() -> None:
+    assert (
+        run(station(0.1, EXPONENTIAL), 2, 15, 500).latency.tolist()
+        == run(station(0.1, EXPONENTIAL), 2, 15, 500).latency.tolist()
+    )
+
+
+def test_a_line_is_found_and_never_falls() -> None:
+    rows = [Observed(b, load, 0.1 + 0.02 * b + 0.001 * load) for b in (1, 2, 4) for load in (5, 10, 20)]
+    line = fit(rows)
+    assert (line.at, line.each, line.per) == pytest.approx((0.1, 0.02, 0.001))
+    assert fit([Observed(1, load, 0.2 - 0.001 * load) for load in (1, 50)]).per == 0
+    assert fit([Observed(1, 5, 0.2), Observed(1, 5, 0.4)]).mean(1, 5) == pytest.approx(0.3)
+
+
+def test_the_most_is_where_the_load_is_what_it_makes_itself() -> None:
+    """Service 0.05 s + 0.005 s for each photo a second: at 10 a second exactly 0.1 s."""
+    line = Line(0.05, 0.0, 0.005, FIXED)
+    assert Station(NONE, line, line).most == pytest.approx(10)
+
+
+def asked(sent: float, done: float, queue: float = 0.0, detect: float = 90.0) -> Asked:
+    return Asked(sent, done, 200, {"preprocess": 10.0, "queue": queue, "detect": detect, "postprocess": 0.0}, 1)
+
+
+def test_what_a_step_learns_from_the_order_of_answers() -> None:
+    """The first finds the engine idle; the second, ready at 0.06, has to wait and ends 80 ms after the first."""
+    step = step_of([asked(0.0, 0.1, 0, 90.0), asked(0.05, 0.18, 40, 80.5), asked(1.0, 1.11, 0, 91)], 2, 1.5)
+    assert step.alone_ms == {1: [90.0, 100.0]}
+    assert step.behind_ms == {1: [80.0]}
+    assert (step.sent, step.refused, step.failed, step.answered) == (3, 0, 0, 2)
+
+
+def test_what_is_refused_or_late_is_not_followed() -> None:
+    followed = step_of([asked(n / 10, n / 10 + 0.1, detect=n) for n in range(20)], 10, 2.1)
+    assert follows(followed)
+    assert not follows(followed.model_copy(update={"refused": 1}))
+    assert not follows(followed.model_copy(update={"answered": 5.0}))
+    with pytest.raises(ValueError, match="no answer"):
+        step_of([Asked(0, 1, 503, {}, 0)], 1, 1)
+
+
+def synthetic(seconds: float, loads: list[float]) -> Curve:
+    """A curve measured on the simulator itself."""
+    steps: list[Step] = []
+    for load in loads:
+        rng = np.random.default_rng(int(load * 10))
+        outcome = simulate(station(seconds), 1, trace.steady(load, 200).arrivals(rng), rng)
+        rows = [
+            Asked(
+                s,
+                s + latency,
+                200,
+                {"preprocess": 0.0, "queue": w * 1000, "detect": 1000 * seconds + n / 1e6, "postprocess": 0.0},
+                1,
+            )
+            for n, (s, latency, w) in enumerate(zip(outcome.sent, outcome.latency, outcome.waited, strict=True))
+        ]
+        steps.append(step_of(rows, load, 200))
+    nothing: dict[str, str] = {}
+    return Curve(
+        measured="", hardware={"cores": 2}, engine=nothing, versions=nothing, mix={}, max_batch_size=1,
+        batch_wait_timeout_s=0, replicas=1, steps=steps,
+    )  # fmt: skip
+
+
+def test_a_curve_of_low_loads_foretells_high_ones() -> None:
+    found = synthetic(0.1, [2, 4, 6]).station()
+    assert found.most == pytest.approx(10, rel=0.02)
+    assert run(found, 1, 8.5).percentile() == pytest.approx(run(station(0.1), 1, 8.5).percentile(), rel=0.1)
