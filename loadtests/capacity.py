@@ -8,6 +8,8 @@ replay --curve CURVE … --trace daily                  a day against that plan:
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import logging
 import sys
 import time
 from pathlib import Path
@@ -99,7 +101,8 @@ def replayed_of(made: Plan, load: trace.Trace, delays: Delays, seed: int) -> Rep
     (door,) = made.serve()["applications"][0]["deployments"]
     rng = np.random.default_rng(seed)
     autoscaler = Autoscaler(door["autoscaling_config"])
-    cluster = Cluster(made.curve.station(), autoscaler, delays, made.curve.replicas, made.fewest_nodes, rng)
+    station = dataclasses.replace(made.curve.station(), room=made.room)
+    cluster = Cluster(station, autoscaler, delays, made.curve.replicas, made.fewest_nodes, rng)
     return cluster.run(load.arrivals(rng), load.length)
 
 
@@ -143,6 +146,7 @@ def parsed() -> argparse.Namespace:
 
 if __name__ == "__main__":
     asked = parsed()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # the autoscaler's own, in a replay
     try:
         sys.exit(asked.do(asked))
     except (OSError, ValueError) as error:

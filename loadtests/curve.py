@@ -65,7 +65,7 @@ class Curve(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     measured: str
-    hardware: dict[str, str | float]
+    hardware: dict[str, str | int | float]
     engine: dict[str, str]
     versions: dict[str, str]
     mix: dict[str, int]
@@ -84,9 +84,12 @@ class Curve(BaseModel):
         return self.model_copy(update={"steps": [step for step in self.steps if step.offered <= rate]})
 
     def station(self, rng: np.random.Generator | None = None) -> Station:
-        """One replica as a queue; with a generator, of measurements drawn again with replacement (bootstrap)."""
+        """One replica as a queue; with a generator, of steps and measurements drawn again (bootstrap)."""
         ready, alone, behind = [], [], []
-        for step in self.steps:
+        # Steps too: a machine differs more from one minute to the next than within one.
+        many = len(self.steps)
+        drawn = self.steps if rng is None else [self.steps[n] for n in rng.integers(many, size=many)]
+        for step in drawn:
             load = step.answered / self.replicas
             ready += [Observed(1, load, ms / 1000) for ms in again(step.ready_ms, rng)]
             alone += list(observed(step.alone_ms, load, rng))
@@ -222,12 +225,12 @@ def step(service: Service, photos: list[Photo], rate: float, seconds: float, rng
     return found
 
 
-def hardware() -> dict[str, str | float]:
+def hardware() -> dict[str, str | int | float]:
     """Of this machine."""
     cores = Path("/proc/cpuinfo")
     lines = cores.read_text().splitlines() if cores.exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    found: dict[str, str | float] = {"cpu": cpu, "cores": os.cpu_count() or 1}
+    found: dict[str, str | int | float] = {"cpu": cpu, "cores": os.cpu_count() or 1}
     found["memory_gb"] = round(psutil.virtual_memory().total / 1e9, 1)
     if smi := shutil.which("nvidia-smi"):
         typed = [smi, "--query-gpu=name", "--format=csv,noheader"]

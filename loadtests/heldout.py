@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import uvloop
@@ -17,13 +18,24 @@ import uvloop
 from loadtests import clients, trace
 from loadtests.curve import Curve, fixed, offered, step_of
 from loadtests.mix import mix
+from loadtests.plan import Interval, interval
 from loadtests.queueing import Station, allen_cunneen, simulate
 from loadtests.service import detector, running
 
 SEEN = (0.2, 0.35, 0.5, 0.65)  # of the largest rate
 UNSEEN = (0.43, 0.58, 0.75, 0.85)
 CLIENTS = 32  # closed, at all times: the largest rate
+DRAWS = 20
 Run = tuple[float, trace.Times, list[clients.Asked]]  # offered, arrivals, answers
+
+
+class Row(NamedTuple):
+    """One prediction."""
+
+    what: str
+    measured: float
+    simulated: Interval
+    formula: float
 
 
 def runs(
@@ -55,36 +67,55 @@ def curve_of(found: list[Run], args: argparse.Namespace) -> Curve:
     )  # fmt: skip
 
 
-def compared(station: Station, replicas: int, found: list[Run], seed: int) -> Iterator[tuple[str, float, float, float]]:
-    """(what, measured, simulated, by Allen-Cunneen), for each load over all rounds."""
+def compared(curve: Curve, replicas: int, found: list[Run], seed: int) -> Iterator[Row]:
+    """p95 of each load over all rounds, with the arrivals that there were."""
     for rate in sorted({rate for rate, *_ in found}):
         rounds = [(arrivals, asked) for offered, arrivals, asked in found if offered == rate]
         measured = np.percentile([one.done - one.sent for _, asked in rounds for one in asked], 95) * 1000
         rng = np.random.default_rng(seed)
-        simulated = [simulate(station, replicas, arrivals, rng).latency for arrivals, _ in rounds * 10]
-        by_formula = allen_cunneen(station, replicas, np.mean([len(a) / a[-1] for a, _ in rounds]).item())
-        name = f"p95 at {rate:.1f}/s, {replicas} replica{'s' * (replicas > 1)}, ms"
-        yield name, float(measured), float(np.percentile(np.concatenate(simulated), 95)) * 1000, by_formula * 1000
+        each = [p95(curve.station(rng), replicas, [a for a, _ in rounds], rng) for _ in range(DRAWS)]
+        middle = p95(curve.station(), replicas, [a for a, _ in rounds] * DRAWS, rng)
+        actual = np.mean([len(arrivals) / arrivals[-1] for arrivals, _ in rounds]).item()
+        formula = allen_cunneen(curve.station(), replicas, actual) * 1000
+        yield Row(f"p95 at {actual:.1f}/s, {of(replicas)}, ms", float(measured), interval(each, middle), formula)
+
+
+def p95(station: Station, replicas: int, rounds: list[trace.Times], rng: np.random.Generator) -> float:
+    """Of all rounds together, in ms."""
+    latencies = [simulate(station, replicas, arrivals, rng).latency for arrivals in rounds]
+    return float(np.percentile(np.concatenate(latencies), 95)) * 1000
+
+
+def largest(curve: Curve, replicas: int, measured: float, seed: int) -> Row:
+    """The largest rate."""
+    rng = np.random.default_rng(seed)
+    most, each = curve.station().most, [curve.station(rng).most * replicas for _ in range(DRAWS)]
+    return Row(f"largest rate, {of(replicas)}, photos/s", measured, interval(each, most * replicas), most * replicas)
+
+
+def of(replicas: int) -> str:
+    """In words."""
+    return f"{replicas} replica{'s' * (replicas > 1)}"
 
 
 def main(args: argparse.Namespace) -> None:
     """Prints the table."""
     found, rate, most = runs(args, 1, SEEN + UNSEEN, 0.0)
     low = [run for run in found if any(np.isclose(run[0], share * most) for share in SEEN)]
-    station = curve_of(low, args).station()
-    rows = list(compared(station, 1, [run for run in found if not any(run is one for one in low)], args.seed))
-    rows.append(("largest rate, 1 replica, photos/s", rate, station.most, station.most))
+    curve = curve_of(low, args)
+    rows = list(compared(curve, 1, [run for run in found if not any(run is one for one in low)], args.seed))
+    rows.append(largest(curve, 1, rate, args.seed))
     for replicas in range(2, args.replicas + 1):
         more, rate, _ = runs(args, replicas, UNSEEN, most)
-        rows += compared(station, replicas, more, args.seed)
-        rows.append((f"largest rate, {replicas} replicas, photos/s", rate, replicas * station.most, np.nan))
-    errors = []
-    print("| what | measured | simulated | error | Allen-Cunneen | error |\n|---|---|---|---|---|---|")
+        rows += [*compared(curve, replicas, more, args.seed), largest(curve, replicas, rate, args.seed)]
+    print("| what | measured | simulated (5 % to 95 %) | error | Allen-Cunneen | error |\n|---|---|---|---|---|---|")
     for what, measured, simulated, formula in rows:
-        off, other = simulated / measured - 1, formula / measured - 1
-        errors.append(abs(off))
+        off, other = simulated.middle / measured - 1, formula / measured - 1
         print(f"| {what} | {measured:.1f} | {simulated:.1f} | {off:+.0%} | {formula:.1f} | {other:+.0%} |")
-    print(f"median error {statistics.median(errors):.1%}, worst {max(errors):.1%}")
+    errors = [abs(row.simulated.middle / row.measured - 1) for row in rows]
+    within = sum(row.simulated.low <= row.measured <= row.simulated.high for row in rows)
+    print(f"median error {statistics.median(errors):.1%}, worst {max(errors):.1%}, "
+          f"{within} of {len(rows)} within the interval")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ HOURS = 730  # a month
 ZONES = 3
 DRAWS, REQUESTS = 20, 4000  # of the bootstrap; simulated at a time
 MOST_REPLICAS = 2000
+METRICS_S = 2  # metrics_interval_s of the shipped overlay
+LEAST_LOOK_BACK_S, MOST_LOOK_BACK_S = 10, 60
 BESIDE = 96  # requests in a replica that are no photos in work: probes, and what is about to be refused
 PRODUCTION = manifests.OVERLAYS / "production"
 
@@ -79,6 +81,7 @@ class Plan:
     most: Interval  # photos a second in one replica
     target_ongoing: float
     target_wait_s: float
+    look_back_s: float
     room: int
 
     @property
@@ -100,6 +103,7 @@ class Plan:
             "min_replicas": self.fewest,
             "max_replicas": self.replicas,
             "target_ongoing_requests": self.target_ongoing,
+            "look_back_period_s": self.look_back_s,
             "policy": {"policy_kwargs": {"target_s": self.target_wait_s}},
         }
         door = {
@@ -146,12 +150,18 @@ class Plan:
         """The plan as a table."""
         curve = self.curve
         yield "measured", f"{curve.measured}, {curve.replicas} replica(s) on {curve.hardware}, {curve.engine}"
-        yield "one replica", f"{self.most:.1f} photos/s at most"
+        yield (
+            "one replica",
+            f"{self.most:.1f} photos/s at most; followed {curve.knee.offered:g}/s",
+        )
         yield "batch", f"{curve.max_batch_size}, waiting {curve.batch_wait_timeout_s * 1000:g} ms at most"
         yield "replicas for the peak", f"{self.needed}: p95 {self.p95:.0f} ms of {self.p95_ms:.0f}"
         yield "with headroom", f"{self.replicas}, so that a {self.availability} may be lost"
         yield "min_replicas, max_replicas", f"{self.fewest}, {self.replicas}"
-        yield "target_ongoing_requests", f"{self.target_ongoing:g}, or photos wait {self.target_wait_s * 1000:.0f} ms"
+        yield (
+            "target_ongoing_requests",
+            f"{self.target_ongoing:g} over {self.look_back_s:g} s, or photos wait {self.target_wait_s * 1000:.0f} ms",
+        )
         yield "max_waiting_images", f"{self.room}: a full replica answers its last after twice the objective"
         yield "max_ongoing_requests, max_queued_requests", f"{self.room + BESIDE}"
         yield "nodes", f"{self.fewest_nodes} to {self.nodes} of {curve.replicas} replica(s); twice during an upgrade"
@@ -170,43 +180,61 @@ def make(
     rng = np.random.default_rng(seed)
     station = curve.station()
     drawn = [curve.station(rng) for _ in range(DRAWS)]
-    needed, p95 = smallest(station, drawn, peak_rps, p95_ms, rng)
     per_node = curve.replicas
+    needed, p95 = smallest(station, drawn, peak_rps, p95_ms=p95_ms, rng=rng, per_node=per_node)
     nodes = spare(math.ceil(needed / per_node), availability)
     # Below the peak the autoscaler takes the others away; what is lost at night must be borne too.
-    low, _ = smallest(station, drawn, min(low_rps or peak_rps / 4, peak_rps), p95_ms, rng)
+    quiet = min(low_rps or peak_rps / 4, peak_rps)
+    low, _ = smallest(station, drawn, quiet, p95_ms=p95_ms, rng=rng, per_node=per_node)
     fewest_nodes = min(spare(math.ceil(low / per_node), availability), nodes)
     fewest = min(max(low, 2 if availability != "none" else 1), nodes * per_node)
-    edge = at(station, needed, peak_rps, rng)
-    spread = at(station, nodes * per_node, peak_rps, rng)
+    spread = at(station, nodes * per_node, peak_rps, rng, nodes)
+    edge = largest(station, needed, p95_ms, rng, math.ceil(needed / per_node))
+    target = round(peak_rps * float(np.mean(spread.latency)) / (nodes * per_node), 2)
+    calm = at(station, fewest, quiet, rng, fewest_nodes)
     return Plan(
         curve, peak_rps, p95_ms, availability, instance, needed, nodes * per_node, fewest, nodes, fewest_nodes, p95,
         interval([one.most for one in drawn], station.most),
-        target_ongoing=round(peak_rps * float(np.mean(spread.latency)) / (nodes * per_node), 2),
+        target_ongoing=target,
+        look_back_s=steady_look_back(quiet * float(np.mean(calm.latency)), target),
         target_wait_s=round(max(float(np.mean(edge.waited)), 0.01), 3),
         room=int(min(max(math.ceil(2 * station.most * p95_ms / 1000), 2 * curve.max_batch_size), MAX_PREDICTIONS)),
     )  # fmt: skip
 
 
 def smallest(
-    station: Station, drawn: list[Station], rate: float, p95_ms: float, rng: np.random.Generator
+    station: Station, drawn: list[Station], rate: float, *, p95_ms: float, rng: np.random.Generator, per_node: int
 ) -> tuple[int, Interval]:
     """Replicas that meet the objective, and their p95 in ms."""
     idle = at(station, 1, 0.02 * station.most, rng).percentile() * 1000
     if idle > p95_ms:
         raise Unreachable(f"an idle replica has a p95 of {idle:.0f} ms, {p95_ms:.0f} ms are wanted: no number will do")
     for number in range(max(1, math.ceil(rate / station.most)), MOST_REPLICAS):
-        if at(station, number, rate, rng).percentile() * 1000 <= p95_ms:
-            found = predicted(drawn, number, rate, rng)
+        fronts = math.ceil(number / per_node)
+        if at(station, number, rate, rng, fronts).percentile() * 1000 <= p95_ms:
+            found = predicted(drawn, number, rate, rng, fronts)
             if found.high <= p95_ms:
                 return number, found
     raise Unreachable(f"more than {MOST_REPLICAS} replicas")
 
 
-def predicted(drawn: list[Station], number: int, rate: float, rng: np.random.Generator) -> Interval:
+def predicted(drawn: list[Station], number: int, rate: float, rng: np.random.Generator, fronts: int) -> Interval:
     """p95 in ms."""
-    each = [at(one, number, rate, rng).percentile() * 1000 for one in drawn]
+    each = [at(one, number, rate, rng, fronts).percentile() * 1000 for one in drawn]
     return interval(each, float(np.median(each)))
+
+
+def largest(station: Station, number: int, p95_ms: float, rng: np.random.Generator, fronts: int) -> Outcome:
+    """What happens at the largest load at which they still meet the objective."""
+    low, high = 0.0, number * station.most
+    for _ in range(8):
+        middle = (low + high) / 2
+        tried = at(station, number, middle, rng, fronts)
+        if tried.percentile() * 1000 <= p95_ms:
+            low, found = middle, tried
+        else:
+            high = middle
+    return found
 
 
 def interval(values: list[float], middle: float) -> Interval:
@@ -215,9 +243,19 @@ def interval(values: list[float], middle: float) -> Interval:
     return Interval(min(low, middle), middle, max(high, middle))
 
 
-def at(station: Station, number: int, rate: float, rng: np.random.Generator) -> Outcome:
+def at(station: Station, number: int, rate: float, rng: np.random.Generator, fronts: int = 1) -> Outcome:
     """REQUESTS Poisson arrivals."""
-    return simulate(station, number, trace.steady(rate, REQUESTS / rate).arrivals(rng), rng)
+    return simulate(station, number, trace.steady(rate, REQUESTS / rate).arrivals(rng), rng, fronts)
+
+
+def steady_look_back(ongoing: float, target: float) -> float:
+    """Seconds over which three sigma of the mean of `ongoing` requests are less than one replica's share.
+
+    Each replica notes their number every METRICS_S, about Poisson. With a shorter time a replica is never taken away:
+    one moment in `downscale_delay_s` that calls for it keeps it.
+    """
+    notes = math.ceil(9 * ongoing / target**2)
+    return float(min(max(notes * METRICS_S, LEAST_LOOK_BACK_S), MOST_LOOK_BACK_S))
 
 
 def spare(nodes: int, availability: Availability) -> int:

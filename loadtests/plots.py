@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import matplotlib as mpl
 import numpy as np
 
 from loadtests.plan import Plan, at, interval
-from loadtests.queueing import Array
+from loadtests.queueing import Array, Station
 from loadtests.replay import Moment, Replayed
 from loadtests.slo import Objective
 from loadtests.trace import Trace
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator
 
 BLUE, ORANGE, RED, GREY = "#1f6fb4", "#e07b00", "#c62828", "#777777"
 
@@ -26,16 +28,18 @@ def plan(made: Plan, path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     curve, rng = made.curve, np.random.default_rng(0)
     drawn = [curve.station(rng) for _ in range(8)]
-    highest = max(step.offered for step in curve.steps)
-    _band(left, drawn, curve.replicas, np.linspace(0.1, 0.97, 14) * curve.station().most * curve.replicas, "model")
-    left.plot([s.offered for s in curve.steps], [s.p95_ms for s in curve.steps], "o", color=ORANGE, label="measured")
+    carried = np.linspace(0.1, 0.97, 14) * curve.station().most * curve.replicas
+    _band(left, drawn, (curve.replicas, 1), carried, "model")
+    offered = [step.sent / step.seconds for step in curve.steps]
+    left.plot(offered, [step.p95_ms for step in curve.steps], "o", color=ORANGE, label="measured")
     most = made.most.middle * curve.replicas
     left.axvline(most, ls=":", color=GREY, label=f"at most {most:.1f}/s")
-    left.set(title=f"Measured with {curve.replicas} replica(s)", xlim=(0, highest * 1.1))
-    carried = np.linspace(0.3, 1.15, 12) * made.peak_rps
-    _band(right, drawn, made.needed, carried, f"{made.needed} replicas, all that is needed")
+    left.set(title=f"Measured with {curve.replicas} replica(s)", xlim=(0, 1.1 * max(offered)))
+    carried = np.linspace(0.3 * made.peak_rps, max(1.15 * made.peak_rps, 0.98 * made.needed * made.most.middle), 14)
+    fronts = math.ceil(made.needed / curve.replicas)
+    _band(right, drawn, (made.needed, fronts), carried, f"{made.needed} replicas, all that is needed")
     if made.replicas > made.needed:
-        typical = [at(curve.station(), made.replicas, rate, rng).percentile() * 1000 for rate in carried]
+        typical = [at(curve.station(), made.replicas, rate, rng, made.nodes).percentile() * 1000 for rate in carried]
         right.plot(carried, typical, "--", color=BLUE, label=f"{made.replicas} replicas, with headroom")
     right.axvline(made.peak_rps, ls=":", color=GREY, label=f"peak, {made.peak_rps:g}/s")
     right.set(title=f"Planned for {made.peak_rps:g} photos/s", xlim=(0, carried[-1]))
@@ -46,9 +50,10 @@ def plan(made: Plan, path: Path) -> None:
     _save(figure, path)
 
 
-def _band(axes: Any, drawn: Sequence[Any], number: int, rates: Array, label: str) -> None:  # noqa: ANN401 - matplotlib
+def _band(axes: Any, drawn: Sequence[Station], of: tuple[int, int], rates: Array, label: str) -> None:  # noqa: ANN401
+    """Of so many replicas behind so many fronts."""
     rng = np.random.default_rng(0)
-    found = [[at(station, number, rate, rng).percentile() * 1000 for station in drawn] for rate in rates]
+    found = [[at(station, of[0], rate, rng, of[1]).percentile() * 1000 for station in drawn] for rate in rates]
     spans = [interval(values, float(np.median(values))) for values in found]
     axes.fill_between(rates, [s.low for s in spans], [s.high for s in spans], color=BLUE, alpha=0.2, lw=0)
     axes.plot(rates, [s.middle for s in spans], color=BLUE, label=label)
@@ -72,6 +77,9 @@ def replay(replayed: Replayed, trace: Trace, objective: Objective, path: Path) -
     latencies.step([w[0] / unit for w in windows], [w[3] for w in windows], where="post", color=BLUE, label="p95")
     latencies.axhline(objective.p95_ms, color=RED, lw=1, label=f"objective, {objective.p95_ms:g} ms")
     latencies.set(ylabel="p95, ms", xlabel=name, yscale="log", xlim=(0, replayed.length / unit))
+    latencies.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    latencies.yaxis.set_major_formatter("{x:g}")
+    latencies.minorticks_off()
     latencies.legend(loc="upper left", frameon=False)
     breaches = replayed.breaches(objective)
     for start, end, _ in breaches:

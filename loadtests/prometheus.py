@@ -28,12 +28,11 @@ HAPROXY = "RAY_SERVE_HAPROXY_METRICS_PORT"
 class Prometheus:
     """Its HTTP API."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._http = httpx.Client(base_url=f"{url}/api/v1", timeout=30, trust_env=False)
+    def __init__(self, url: str, http: httpx.Client) -> None:
+        self.url, self._http = url, http
 
     def _ask(self, path: str, **params: object) -> Any:  # noqa: ANN401 - as many shapes as paths
-        answer = self._http.get(path, params={k: str(v) for k, v in params.items()})
+        answer = self._http.get(f"{self.url}/api/v1/{path}", params={k: str(v) for k, v in params.items()})
         answer.raise_for_status()
         return answer.json()["data"]
 
@@ -115,7 +114,8 @@ def started(folder: Path, url: str) -> Iterator[Prometheus]:
                 time.sleep(0.2)
         else:
             raise TimeoutError(f"{url} does not answer")
-        yield Prometheus(url)
+        with httpx.Client(timeout=30, trust_env=False) as http:
+            yield Prometheus(url, http)
     finally:
         process.terminate()
         process.wait(20)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Request = tuple[float, float, int]  # sent, ready, front
 BLOCK = 4096  # random numbers drawn at a time
 
 
@@ -95,7 +96,8 @@ class Replica:
     """What is in it."""
 
     ongoing: int = 0
-    waiting: deque[tuple[float, float]] = field(default_factory=deque)  # (sent, ready)
+    of_front: dict[int, int] = field(default_factory=dict)
+    waiting: deque[Request] = field(default_factory=deque)
     in_work: int = 0
     end: float = -math.inf  # of the last batch
     done: int = 0
@@ -116,11 +118,15 @@ class Outcome(NamedTuple):
 
 
 class Replicas:
-    """Replicas behind a front that gives each request to the one with the fewest (HAProxy's `leastconn`)."""
+    """Replicas behind fronts, requests in turn to each of those, and by each to the replica to which it has the fewest.
 
-    def __init__(self, station: Station, number: int, load: float, rng: np.random.Generator) -> None:
+    A front is HAProxy on a node (`leastconn`, ties in turn): it knows only of what it has sent itself.
+    """
+
+    def __init__(self, station: Station, number: int, load: float, rng: np.random.Generator, fronts: int = 1) -> None:
         """`load` is that of one replica, in photos a second, for the lines."""
-        self.station, self.load, self._rng = station, load, rng
+        self.station, self.load, self.fronts, self._rng = station, load, fronts, rng
+        self._turn = 0
         self.running = [Replica() for _ in range(number)]
         self.now = 0.0
         self.ongoing = 0  # in all, those among them that stop
@@ -161,16 +167,21 @@ class Replicas:
             yield from self._rng.random(BLOCK).tolist()
 
     def _arrive(self, sent: float) -> None:
-        replica = min(self.running, key=lambda one: one.ongoing, default=None)
+        self._turn += 1
+        front, first = self._turn % self.fronts, self._turn % max(len(self.running), 1)
+        in_turn = self.running[first:] + self.running[:first]
+        replica = min(in_turn, key=lambda one: one.of_front.get(front, 0), default=None)
         if replica is None or replica.ongoing >= self.station.room:
             self._refused.append(sent)
             return
         replica.ongoing += 1
+        replica.of_front[front] = replica.of_front.get(front, 0) + 1
         self.ongoing += 1
-        self.at(sent + self.station.ready.at_rank(1, self.load, next(self._ranks)), self._ready, replica, sent)
+        ready = sent + self.station.ready.at_rank(1, self.load, next(self._ranks))
+        self.at(ready, self._ready, replica, (sent, ready, front))
 
-    def _ready(self, replica: Replica, sent: float) -> None:
-        replica.waiting.append((sent, self.now))
+    def _ready(self, replica: Replica, request: Request) -> None:
+        replica.waiting.append(request)
         self._form(replica)
         station = self.station
         if replica.waiting and station.wait_s and replica.in_work < station.lanes:
@@ -188,27 +199,28 @@ class Replicas:
             alone = self.now + station.alone.at_rank(size, self.load, rank)
             replica.end = max(alone, replica.end + station.behind.at_rank(size, self.load, rank))
             replica.in_work += 1
-            waits = [self.now - ready for _, ready in members]
-            self.at(replica.end, self._end, replica, [sent for sent, _ in members], waits)
+            self.at(replica.end, self._end, replica, members, self.now)
 
-    def _end(self, replica: Replica, sent: list[float], waited: list[float]) -> None:
+    def _end(self, replica: Replica, members: list[Request], formed: float) -> None:
         replica.in_work -= 1
-        replica.ongoing -= len(sent)
-        replica.done += len(sent)
-        replica.waited_s += sum(waited)
-        self.ongoing -= len(sent)
-        self._sent += sent
-        self._latency += [self.now - moment for moment in sent]
-        self._waited += waited
+        replica.ongoing -= len(members)
+        replica.done += len(members)
+        self.ongoing -= len(members)
+        for sent, ready, front in members:
+            replica.of_front[front] -= 1
+            replica.waited_s += formed - ready
+            self._sent.append(sent)
+            self._latency.append(self.now - sent)
+            self._waited.append(formed - ready)
         self._form(replica)
         if replica.waiting and self.station.wait_s and replica.in_work < self.station.lanes:
             self.at(replica.waiting[0][1] + self.station.wait_s, self._form, replica)
 
 
-def simulate(station: Station, number: int, arrivals: Array, rng: np.random.Generator) -> Outcome:
+def simulate(station: Station, number: int, arrivals: Array, rng: np.random.Generator, fronts: int = 1) -> Outcome:
     """These requests on so many replicas."""
     load = len(arrivals) / max(float(arrivals[-1]), 1e-9) / number
-    return Replicas(station, number, min(load, station.most), rng).run(arrivals.tolist())
+    return Replicas(station, number, min(load, station.most), rng, fronts).run(arrivals.tolist())
 
 
 def erlang_c(servers: int, load: float) -> float:

@@ -157,6 +157,7 @@ class Cluster:
                 node.ended = now
                 self.nodes.remove(node)
                 self.gone.append(node)
+        self.replicas.fronts = max(sum(node.ready <= now for node in self.nodes), 1)
         self.moments.append(Moment(now, wanted, len(running), len(self.nodes)))
 
     def _place(self) -> tuple[Replica, Node]:
