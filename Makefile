@@ -82,9 +82,10 @@ decoding: .venv/dev ## what decoding JPEGs at a reduced scale saves and costs
 
 manifests: .venv/dev $(BIN)/kubectl $(CHECKOV)/bin/checkov ## write the generated part of each Kubernetes overlay, and all of it, with IMAGE if given, to build/
 	@$(BIN)/python -m serve_app manifests >/dev/null
-	@for o in local staging production; do mkdir -p build/$$o \
-	  && printf '%s\n' "resources: [../../kuberay/overlays/$$o]" $(if $(IMAGE),'patches: [{ path: image.yaml, target: { kind: RayService } }]') >build/$$o/kustomization.yaml \
-	  && printf -- '- { op: replace, path: /spec/rayClusterConfig/%s/template/spec/containers/0/image, value: "$(IMAGE)" }\n' headGroupSpec workerGroupSpecs/0 >build/$$o/image.yaml \
+	@for o in local staging production; do mkdir -p build/$$o && cd build/$$o \
+	  && printf '%s\n' "resources: [../../kuberay/overlays/$$o]" $(if $(IMAGE),'patches:' '- path: image.yaml' '  target: { kind: RayService }') >kustomization.yaml \
+	  && printf -- '- { op: replace, path: /spec/rayClusterConfig/%s/template/spec/containers/0/image, value: "$(IMAGE)" }\n' \
+	    headGroupSpec workerGroupSpecs/0 >image.yaml && cd ../.. \
 	  && $(BIN)/kubectl kustomize build/$$o >build/$$o.yaml || exit 1; done
 	@$(BIN)/python -m serve_app check --pods build/pods.yml build/*.yaml
 	@$(CHECKOV)/bin/checkov --config-file .checkov.yaml --file Dockerfile build/*.yaml build/pods.yml

@@ -4,8 +4,8 @@
     apply under the drill's traffic ──► KubeRay's second cluster serves, the first is deleted ──► no page for WATCH_S
     else ──► what was applied before is applied again
 
-While the upgrade is under way KubeRay then drops the second cluster; later it is an upgrade like any other. kubectl's
-context is the caller's. Exit code 1 when anything was lost, late, wrong or put back. Golden photos need no step here:
+While the upgrade is under way KubeRay then drops the second cluster; later it is an upgrade like any other. kubectl and
+its context are the caller's. Exit code 1 when anything was lost, late, wrong or put back. Golden photos need no step:
 no replica serves before its weights have passed theirs, and the drill holds answers against those before the upgrade.
 """
 
@@ -132,7 +132,7 @@ if __name__ == "__main__":
     parser.add_argument("url", nargs="?")
     parser.add_argument("--apply", action="store_true", help="only apply and wait: no traffic, no way back")
     asked = parser.parse_args()
-    os.environ["PATH"] = f"{ROOT}/.venv/bin{os.pathsep}{os.environ['PATH']}"
+    os.environ["PATH"] = f"{os.environ['PATH']}{os.pathsep}{ROOT}/.venv/bin"  # the caller's kubectl, else `make`'s
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if asked.apply:
         apply(asked.manifests)

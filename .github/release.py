@@ -28,7 +28,7 @@ def parts(version: str) -> tuple[int, ...]:
 
 def notes(changelog: str, version: str) -> str:
     """The section of a version. Raises SystemExit where there is none, or nothing in it."""
-    found = re.search(rf"^## \[{re.escape(version)}\].*\n(.*?)(?=^## \[|\Z)", changelog, re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^## \[{re.escape(version)}\][^\n]*\n(.*?)(?=^## \[|\Z)", changelog, re.MULTILINE | re.DOTALL)
     if not found or not found[1].strip():
         sys.exit(f"{CHANGELOG} says nothing of {version}")
     return found[1].strip() + "\n"
@@ -79,7 +79,8 @@ def main(folder: Path, version: str, commit: bool) -> None:
     for name, text in files.items():
         (folder / name).write_text(text)
     git(folder, "commit", "--quiet", "--message", f"Release {version}", "--", *files)
-    git(folder, "tag", "--annotate", f"v{version}", "--message", f"{version}\n\n{notes(files[CHANGELOG], version)}")
+    message = f"{version}\n\n{notes(files[CHANGELOG], version)}"
+    git(folder, "tag", "--annotate", "--cleanup=whitespace", "--message", message, f"v{version}")  # `#` is no comment
     print(f"\nTagged v{version}. To release it: git push --atomic origin main v{version}")
 
 

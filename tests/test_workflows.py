@@ -229,7 +229,12 @@ def test_what_is_published(folder: Path) -> None:
 def test_manifests_take_the_image_of_a_release(tmp_path: Path) -> None:
     """By the target that the workflow calls, in a copy of the checkout."""
     kubectl()
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    ).stdout
     copy = ["xargs", "-0", "cp", "--parents", "--target-directory", str(tmp_path)]
     subprocess.run(copy, cwd=ROOT, input=tracked, check=True)
     (tmp_path / ".venv").symlink_to(ROOT / ".venv")
