@@ -18,6 +18,7 @@ from swagger_ui_bundle import swagger_ui_path
 from serve_app import __version__, oip, predict, problems
 from serve_app.auth import Keys
 from serve_app.recogniser import Recogniser
+from serve_app.request_log import RequestLog, tell
 from serve_app.schemas import Health, ModelCard, ModelsAnswer, Problem, ServedModel
 from serve_app.settings import AppSettings
 from serve_app.weights import ROOT
@@ -55,6 +56,7 @@ def build_api(service: Recogniser) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a redirect is no problem document
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # Serve's and ours tell it: tracing.py
         responses={"default": PROBLEM, 400: MALFORMED, 422: PROBLEM},
     )
     guard = [Depends(key_check(service.settings))] if service.settings.api_keys_file else []
@@ -69,6 +71,7 @@ def build_api(service: Recogniser) -> FastAPI:
         origins = list(service.settings.cors_origins)
         api.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     api.add_middleware(FixedHeaders)
+    api.add_middleware(RequestLog, sample=service.settings.log_details)
     problems.install(api)
     return api
 
@@ -80,6 +83,7 @@ def key_check(settings: AppSettings) -> Callable[[Request], AsyncIterator[None]]
     async def check(request: Request) -> AsyncIterator[None]:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         owner = keys.identify(token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key"))
+        tell(request, key=owner)
         with keys.slot(owner):
             yield
 

@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import ValidationError
 from ray import serve
 
-from serve_app import boxes, deadline, drawing, image, metrics
+from serve_app import boxes, deadline, drawing, image, metrics, tracing
 from serve_app.errors import ImageTooComplex, Timeout
 from serve_app.live import LiveWeights
 from serve_app.records import Detected, Finished, Prepared, Serving
@@ -55,10 +55,12 @@ class Preprocessor(Stage):
         job.add_done_callback(self._release)
         try:
             # Nothing can stop a thread inside a decoder: it keeps its place until it ends, only the answer comes now.
-            return await asyncio.wait_for(asyncio.shield(job), self._settings.decode_timeout_s)
+            prepared = await asyncio.wait_for(asyncio.shield(job), self._settings.decode_timeout_s)
         except TimeoutError:
             limit = self._settings.decode_timeout_s
             raise ImageTooComplex(f"the image took more than {limit:g} s to decode") from None
+        tracing.stage("preprocess", prepared.preprocess_s)
+        return prepared
 
     def _release(self, job: asyncio.Future[Prepared]) -> None:
         self._threads.release()
@@ -92,6 +94,7 @@ class Detector(Stage):
         booked = ray.get_runtime_context().get_accelerator_ids().get("GPU")
         self._live = LiveWeights(settings, weights, size, "cuda" if booked else "cpu")
         self._seconds, self._queue = metrics.stage_seconds(), metrics.queue_seconds()
+        self._engine = metrics.engine_seconds_total()
         self._refused = metrics.settings_refused_total()
         self._changes, self._watch = asyncio.Lock(), Watch()
 
@@ -130,6 +133,8 @@ class Detector(Stage):
             raise
         if place.detected is None:
             raise Timeout("its time was over before its turn came")
+        tracing.stage("queue", place.detected.queue_s, ago_s=place.detected.inference_s)
+        tracing.stage("detect", place.detected.inference_s)
         return place.detected
 
     @dynamic_batch(max_concurrent_batches=CONCURRENT_BATCHES)
@@ -150,6 +155,7 @@ class Detector(Stage):
         ]
         elapsed = time.perf_counter() - started
         self._seconds.observe(elapsed, {"stage": "detect"})
+        self._engine.inc(elapsed)
         for candidates, place in zip(found, batch, strict=True):
             p, waited = place.prepared, started - place.arrived
             self._queue.observe(waited)
@@ -160,6 +166,7 @@ class Detector(Stage):
     async def check_health(self) -> None:
         """Serve asks every few seconds, and replaces a replica when this has raised three times. Raises Hung."""
         if self._live.started:
+            self._live.show()
             await self._watch.check(self._live.probe)
 
 
@@ -168,7 +175,7 @@ class Postprocessor(Stage):
 
     def __init__(self, settings: AppSettings) -> None:
         self._settings = settings
-        self._seconds = metrics.stage_seconds()
+        self._seconds, self._detections = metrics.stage_seconds(), metrics.detections_total()
 
     def __call__(self, d: Detected) -> Finished:
         """NMS with the request's own limits, then back to the photo's pixels."""
@@ -178,6 +185,9 @@ class Postprocessor(Stage):
         drawn = self._draw(d.photo, found, d.weights.class_names) if d.photo else None
         elapsed = time.perf_counter() - started
         self._seconds.observe(elapsed, {"stage": "postprocess"})
+        tracing.stage("postprocess", elapsed)
+        for class_id, count in zip(*np.unique(found.class_id, return_counts=True), strict=True):
+            self._detections.inc(float(count), {"class_name": d.weights.class_names[class_id]})
         shape = (d.letterbox.height, d.letterbox.width)
         return Finished(found, shape, drawn, d.weights, d.preprocess_s, d.queue_s, d.inference_s, elapsed, d.batch_size)
 

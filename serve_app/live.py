@@ -34,7 +34,11 @@ class LiveWeights:
         self._loading: str | None = None
         self._refused: deque[Refusal] = deque(maxlen=REFUSALS)
         self._asked: str | None = None  # for what is live, as it was asked for
-        self._swaps, self._gauge, self._seconds = metrics.swaps_total(), metrics.weights_live(), metrics.load_seconds()
+        self._swaps, self._gauge, self._seconds = (
+            metrics.swaps_total(),
+            metrics.weights_live(),
+            metrics.load_seconds_total(),
+        )
 
     def turn_to(self, uri: str | None, batch_sizes: Iterable[int]) -> None:
         """Serves `uri`, or the default when None, once it is loaded, warm for the batch sizes, and tested.
@@ -91,17 +95,19 @@ class LiveWeights:
                     old=old,
                 )
                 for step, took in new.seconds.items():
-                    self._seconds.observe(took, {"step": step})
+                    self._seconds.inc(max(took, 1e-6), {"step": step})  # Ray refuses an increment of nothing
         finally:
             self._loading = None
         self.now, self._before, self._asked = new, old, uri  # a batch that has begun keeps the network it began with
         holder.accept(new.pinned.uri)
         self._swaps.inc(tags={"outcome": "live"})
-        for loaded, live in ((old, 0), (new, 1)):
-            if loaded:
-                w = loaded.weights
-                self._gauge.set(live, {"name": w.name, "version": w.version or "", "sha256": w.sha256})
+        self.show()
         logger.info("weights live: %s", new.pinned.uri)
+
+    def show(self) -> None:
+        """In the metrics, until the next report."""
+        w = self.now.weights
+        self._gauge.set(1, {"name": w.name, "version": w.version or "", "sha256": w.sha256})
 
     def _get(self, uri: str) -> loader.Content:
         return holder.fetch(uri, self._settings)

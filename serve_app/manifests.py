@@ -1,4 +1,4 @@
-"""The part of each Kubernetes overlay that is generated: the Serve configuration, and Ray's switches.
+"""The part of each Kubernetes overlay that is generated: Serve's configuration, Ray's switches, dashboards and alerts.
 
 `kuberay/overlays/*/serve.yaml` says what differs from serve_config.yaml; both, merged, become `spec.serveConfigV2`.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from serve_app import configuration, switches
+from serve_app import configuration, monitoring, switches
 from serve_app.weights import ROOT
 
 OVERLAYS = ROOT / "kuberay" / "overlays"
@@ -60,8 +60,10 @@ def patch(overlay: Path) -> list[dict[str, Any]]:
 
 
 def write() -> list[Path]:
-    """Writes `generated.yaml` of every overlay; returns the files."""
-    written = []
+    """Writes `generated.yaml` of every overlay, and of monitoring; returns the files."""
+    written = [monitoring.FOLDER / GENERATED]
+    text = yaml.dump_all(monitoring.objects(), Dumper=_Dumper, sort_keys=False, width=10_000)
+    written[0].write_text(f"# By `make manifests`, from dashboards.yaml and alerts.yaml here.\n{text}")
     for overlay in overlays():
         path = overlay / GENERATED
         path.write_text(

@@ -64,7 +64,7 @@ def router(service: Recogniser) -> APIRouter:
             header, images = parse(body, request.headers.get(BINARY), service.settings)
             given = {k: v for k, v in header.get("parameters", {}).items() if k not in PROTOCOL_PARAMETERS}
             options = upload.parse_options(given)
-            done = await recognise(service, upload.Upload(images, options), moment)
+            done = await recognise(service, request, upload.Upload(images, options), moment)
         return {"id": header.get("id", "")} | answer(all_of(done), options)
 
     return routes

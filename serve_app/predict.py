@@ -14,6 +14,7 @@ from serve_app.errors import AppError, InvalidParameter
 from serve_app.problems import request_id
 from serve_app.recogniser import Recogniser
 from serve_app.records import Finished
+from serve_app.request_log import tell_outcome
 from serve_app.schemas import CocoResult, ImageAnswer, Metadata, ModelCard, PredictAnswer
 from serve_app.settings import PredictOptions
 
@@ -64,7 +65,7 @@ def router(service: Recogniser) -> APIRouter:
             sent = await upload.read(request, service.settings)
             if sent.options.format == "image" and len(sent.images) > 1:
                 raise InvalidParameter("`format`: image answers one image at a time")
-            done = await recognise(service, sent, moment)
+            done = await recognise(service, request, sent, moment)
         answer = render(request, sent.options, done)
         finished = [one for one in done if isinstance(one, Finished)]
         answer.headers["X-Model-Name"] = finished[0].weights.name
@@ -78,7 +79,9 @@ def router(service: Recogniser) -> APIRouter:
     return routes
 
 
-async def recognise(service: Recogniser, sent: upload.Upload, moment: float) -> list[Finished | AppError]:
+async def recognise(
+    service: Recogniser, request: Request, sent: upload.Upload, moment: float
+) -> list[Finished | AppError]:
     """Each image's boxes, or its error. Raises the first error when no image has an answer."""
     turns = asyncio.Semaphore(AT_A_TIME)
 
@@ -95,7 +98,8 @@ async def recognise(service: Recogniser, sent: upload.Upload, moment: float) -> 
             check_classes(sent.options, one)
     if all(isinstance(one, AppError) for one in done):
         raise done[0]  # type: ignore[misc] # the line above says what it is
-    return done  # type: ignore[return-value] # and so does the loop
+    tell_outcome(request, sent.options, done)  # type: ignore[arg-type] # and so does the loop
+    return done  # type: ignore[return-value]
 
 
 def check_classes(options: PredictOptions, done: Finished) -> None:

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from serve_app.errors import AppError, Unauthorized
+from serve_app.request_log import tell
 from serve_app.schemas import Problem
 
 logger = logging.getLogger("ray.serve")
@@ -33,6 +34,7 @@ def problem(
     """The one shape."""
     title = HTTPStatus(status).phrase
     detail = detail.encode(errors="replace").decode()  # a field name may hold half a surrogate pair
+    tell(request, code=code, detail=detail)
     body = Problem(title=title, status=status, code=code, detail=detail, request_id=request_id(request))
     return JSONResponse(body.model_dump(), status, headers, "application/problem+json")
 

@@ -18,6 +18,7 @@ ClassId = Annotated[int, Field(ge=0, lt=10_000)]
 PILLOW_LIMIT = 89_478_485  # pixels; above it Pillow itself takes an image for a decompression bomb
 PROXY_WINDOW_BYTES = 32_000_000  # what Serve's proxy reads of a body at most, see proxy.py
 MAX_PREDICTIONS = 160  # requests in work at a time in one ingress replica: some 4 s of work on two cores, see proxy.py
+REQUEST_ID = "[A-Za-z0-9_.:-]{1,128}"  # of a client; any other is dropped before it comes to a log or an answer
 MAX_DETECTIONS = 300  # COCO evaluation and Ultralytics' default; bounds NMS, which costs O(max_det x candidates)
 
 
@@ -74,6 +75,9 @@ class AppSettings(BaseModel):
     api_keys_file: str | None = Field(None, description="file of `name sha256` lines; no key is asked for when not set")
     max_requests_per_key: PositiveInt = Field(32, description="requests of one key at a time, in one ingress replica")
     cors_origins: tuple[str, ...] = Field((), description="origins whose pages may call the service; none when empty")
+    log_details: Fraction = Field(
+        0.0, description="share of requests whose line in the log tells options and findings too, 0 to 1"
+    )
     image_url_hosts: tuple[str, ...] = Field(
         (), description="hosts from which `source` may name an https URL; none when empty"
     )

@@ -84,6 +84,7 @@ SWITCHES = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     # A replica that hangs answers nothing at all; the application's own limit, 30 s, comes first.
     "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "40",
+    "OTEL_SERVICE_NAME": "recognition",  # OpenTelemetry's, in every trace
 }
 
 

@@ -23,6 +23,7 @@ CUSTOM = {
     "RayService": "rayservice-ray-v1",
     "NodePool": "nodepool-karpenter-v1",
     "PodMonitor": "podmonitor-monitoring-v1",
+    "PrometheusRule": "prometheusrule-monitoring-v1",
 }
 PARTS = "overlays/production", "components/canary"
 OVERLAYS = [path.name for path in manifests.overlays()]
@@ -67,7 +68,7 @@ def test_every_object_is_valid(overlay: tuple[str, Objects]) -> None:
     for one in overlay[1]:
         if one["kind"] in CUSTOM:
             schema = json.loads(shared("schemas", f"{CUSTOM[one['kind']]}.json").read_text())
-            jsonschema.validate(one, schema)
+            jsonschema.Draft202012Validator(schema).validate(one)  # one schema has a pattern that Python refuses
         else:
             kubernetes_validate.validate(one, KUBERNETES, strict=True)
 
