@@ -10,7 +10,7 @@ MODEL ?= auto
 export YOLO_AUTOINSTALL := false
 
 .DEFAULT_GOAL := help
-.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak load capacity bench bench-gpu tune plane steady decoding manifests terraform addons e2e secrets licences sbom release lock clean
+.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak load capacity bench bench-gpu tune plane steady observe decoding manifests terraform addons e2e secrets licences sbom release lock clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -76,6 +76,9 @@ plane: .venv/dev ## everything but the network: how many CPU cores feed one GPU
 
 steady: .venv/dev ## half an hour at 80 % load: errors and memory of each process
 	@$(BIN)/python -m loadtests.steady --photos $(SHARED)/images/coco128-val
+
+observe: .venv/dev ## the service with Prometheus beside it and some load: dashboards, alerts; needs Debian's `prometheus`
+	@$(BIN)/python -m loadtests.observe
 
 decoding: .venv/dev ## what decoding JPEGs at a reduced scale saves and costs
 	@$(BIN)/python -m loadtests.decoding --data $(SHARED)
