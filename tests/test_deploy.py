@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT
 
@@ -170,9 +171,12 @@ def test_a_silent_prometheus_is_asked_again_and_then_not_trusted(cluster: Cluste
     assert cluster.told.count("get --raw") == deploy.BLIND + 1
 
 
-def test_what_fires_is_an_alert_that_the_manifests_have() -> None:
-    alerts = (ROOT / "kuberay" / "monitoring" / "alerts.yaml").read_text()
-    assert re.search(r"alert: AvailabilityBurnsFast\n\s+severity: page", alerts)
+def test_the_manifests_have_pages_and_the_prometheus_that_is_asked(rendered: dict[str, Path]) -> None:
+    for name in ("staging", "production"):
+        objects = yaml.safe_load_all(rendered[name].read_text())
+        groups = [group for o in objects if o["kind"] == "PrometheusRule" for group in o["spec"]["groups"]]
+        alerts = {rule["alert"]: rule["labels"]["severity"] for g in groups for rule in g["rules"] if "alert" in rule}
+        assert alerts["AvailabilityBurnsFast"] == "page"
     monitoring = (ROOT / "kuberay" / "addons" / "charts.txt").read_text()
     assert re.search(r"^monitoring +monitoring +kube-prometheus-stack", monitoring, re.MULTILINE), "names the Service"
 

@@ -242,10 +242,15 @@ def test_manifests_take_the_image_of_a_release(tmp_path: Path) -> None:
     done = ["--assume-old=.venv/serve", "--assume-old=.venv/dev", "--assume-old=.venv/checkov/bin/checkov"]
     (step,) = (step for step in steps("release.staging") if step.get("name") == "Render")
     command = step["run"].replace("make ", f"make {' '.join(done)} ").replace("$IMAGE", image)
-    subprocess.run(["bash", "-e", "-c", command], cwd=tmp_path, check=True, capture_output=True)
+    ended = subprocess.run(["bash", "-e", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert not ended.returncode, ended.stdout + ended.stderr
     for name in ("staging", "production"):
-        found = re.findall(r"^ *(?:- )?image: (.*)$", (tmp_path / "build" / f"{name}.yaml").read_text(), re.MULTILINE)
-        assert found == [image, image], "head and workers, and nothing else"
+        objects = yaml.safe_load_all((tmp_path / "build" / f"{name}.yaml").read_text())
+        (cluster,) = (o["spec"]["rayClusterConfig"] for o in objects if o["kind"] == "RayService")
+        groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+        found = {c["name"]: c["image"] for group in groups for c in group["template"]["spec"]["containers"]}
+        assert {found["ray-head"], found["ray-worker"]} == {image}
+        assert list(found.values()).count(image) == 2, "and nothing else"
 
 
 def test_weights_are_held_against_those_before_and_published(folder: Path) -> None:
