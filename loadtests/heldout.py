@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +72,8 @@ def compared(curve: Curve, replicas: int, found: list[Run], seed: int) -> Iterat
     """p95 of each load over all rounds, with the arrivals that there were."""
     for rate in sorted({rate for rate, *_ in found}):
         rounds = [(arrivals, asked) for offered, arrivals, asked in found if offered == rate]
-        measured = np.percentile([one.done - one.sent for _, asked in rounds for one in asked], 95) * 1000
+        answered = [one for _, asked in rounds for one in asked if one.status == HTTPStatus.OK]
+        measured = np.percentile([one.done - one.sent for one in answered], 95) * 1000
         rng = np.random.default_rng(seed)
         each = [p95(curve.station(rng), replicas, [a for a, _ in rounds], rng) for _ in range(DRAWS)]
         middle = p95(curve.station(), replicas, [a for a, _ in rounds] * DRAWS, rng)

@@ -187,7 +187,7 @@ def make(
     quiet = min(low_rps or peak_rps / 4, peak_rps)
     low, _ = smallest(station, drawn, quiet, p95_ms=p95_ms, rng=rng, per_node=per_node)
     fewest_nodes = min(spare(math.ceil(low / per_node), availability), nodes)
-    fewest = min(max(low, 2 if availability != "none" else 1), nodes * per_node)
+    fewest = low if availability == "none" else fewest_nodes * per_node  # each node has some, whichever is lost
     spread = at(station, nodes * per_node, peak_rps, rng, nodes)
     edge = largest(station, needed, p95_ms, rng, math.ceil(needed / per_node))
     target = round(peak_rps * float(np.mean(spread.latency)) / (nodes * per_node), 2)

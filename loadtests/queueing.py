@@ -183,16 +183,15 @@ class Replicas:
     def _ready(self, replica: Replica, request: Request) -> None:
         replica.waiting.append(request)
         self._form(replica)
-        station = self.station
-        if replica.waiting and station.wait_s and replica.in_work < station.lanes:
-            self.at(replica.waiting[0][1] + station.wait_s, self._form, replica)
 
     def _form(self, replica: Replica) -> None:
         """A batch, if there is a lane for it and it is full or has waited."""
         station, waiting = self.station, replica.waiting
         while waiting and replica.in_work < station.lanes:
             size = min(len(waiting), station.max_batch)
-            if size < station.max_batch and self.now < waiting[0][1] + station.wait_s - 1e-9:
+            due = waiting[0][1] + station.wait_s
+            if size < station.max_batch and self.now < due - 1e-9:
+                self.at(due, self._form, replica)
                 return
             members = [waiting.popleft() for _ in range(size)]
             rank = next(self._ranks)  # one for both: a batch that is slow alone is slow behind another
@@ -213,8 +212,6 @@ class Replicas:
             self._latency.append(self.now - sent)
             self._waited.append(formed - ready)
         self._form(replica)
-        if replica.waiting and self.station.wait_s and replica.in_work < self.station.lanes:
-            self.at(replica.waiting[0][1] + self.station.wait_s, self._form, replica)
 
 
 def simulate(station: Station, number: int, arrivals: Array, rng: np.random.Generator, fronts: int = 1) -> Outcome:

@@ -74,6 +74,13 @@ def test_a_lone_photo_waits_for_its_batch_no_longer_than_it_may() -> None:
     assert np.median(outcome.latency) == pytest.approx(0.15)
 
 
+def test_what_a_full_batch_leaves_waits_no_longer_either() -> None:
+    """Ten at once in batches of eight: two are left, and nobody comes after them."""
+    rng = np.random.default_rng(0)
+    outcome = simulate(station(0.1, max_batch=8, wait_s=0.05), 1, np.full(10, 1.0), rng)
+    assert sorted(outcome.latency.round(3).tolist()) == [0.1] * 8 + [0.2] * 2
+
+
 def test_a_full_replica_refuses() -> None:
     outcome = run(station(0.1, room=5), 1, 30, 3000)
     assert len(outcome.refused) > 0.5 * 3000
