@@ -15,6 +15,7 @@ from loadtests.traffic import Traffic
 from serve_app import monitoring, photos
 
 RATE = 6.0  # photos/s, below what two cores do
+BURST, BURST_S = 80.0, 15.0  # photos/s, far above it
 CUT = photos.bus()[:3000]  # an image that is cut off
 
 
@@ -37,9 +38,12 @@ def main(minutes: float, out: Path) -> int:
             print(f"service {service.url}\nPrometheus {prometheus.url} (alerts: {prometheus.url}/alerts)")
             print(f"Ray's dashboard {dashboard(service)}, token in ~/.ray/auth_token")
             traffic = Traffic(service.url, [photos.bus(), photos.zidane()])
-            print(f"load: {RATE:g} photos/s and some mistakes, for {minutes:g} minutes", flush=True)
+            burst = f"{BURST:g} photos/s for {BURST_S:g} s in the middle"
+            print(f"load: {RATE:g} photos/s and some mistakes, for {minutes:g} minutes; {burst}", flush=True)
             with traffic.flowing(closed=0, rate=RATE):
-                asyncio.run(mistakes(traffic, minutes * 60))
+                asyncio.run(mistakes(traffic, minutes * 30))
+                traffic.burst(BURST, BURST_S)
+                asyncio.run(mistakes(traffic, minutes * 30))
             for board in monitoring.source("dashboards"):
                 panels.draw(prometheus, board, out / f"{board}.png", minutes * 60)
                 print(out / f"{board}.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ COLUMNS, LEGEND = 3, 28
 
 def name(legend: str, labels: Labels) -> str:
     """A legend as Grafana fills it."""
-    for label, value in labels.items():
-        legend = legend.replace("{{" + label + "}}", value)
+    legend = re.sub(r"{{(\w+)}}", lambda found: labels.get(found[1], ""), legend)
     return legend if len(legend) <= LEGEND else legend[: LEGEND - 1] + "…"
 
 
@@ -33,6 +33,7 @@ def draw(asked: Prometheus, board: str, file: Path, seconds: float) -> None:
     rows = -(-len(panels) // COLUMNS)
     figure, axes = plt.subplots(rows, COLUMNS, figsize=(15, 2.9 * rows), squeeze=False, layout="constrained")
     figure.suptitle(monitoring.source("dashboards")[board]["title"])
+    figure.supxlabel("seconds from now", fontsize=9)
     for one, axis in zip(panels, axes.flat, strict=False):
         (stat if one.get("stat") else lines)(asked, one, axis, seconds)
         axis.set_title(one["title"], fontsize=10, loc="left")
@@ -51,9 +52,13 @@ def lines(asked: Prometheus, one: dict[str, Any], axis: Axes, seconds: float) ->
             axis.plot(at, [value * factor for value in values], label=name(legend, labels))
     axis.set_ylabel(unit)
     axis.set_xlim(-seconds, 0)
+    axis.margins(y=0.15)
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7, loc="upper left")
+    if axis.lines:
+        axis.legend(fontsize=7)
+    else:
+        axis.text(0.5, 0.5, "none", ha="center", transform=axis.transAxes)
 
 
 def stat(asked: Prometheus, one: dict[str, Any], axis: Axes, _seconds: float) -> None:

@@ -24,7 +24,7 @@ PANELS = [
     for panel in content["panels"]
 ]
 ALERTS = monitoring.source("alerts")["alerts"]
-COUNTED = 'sum(ray_serve_num_http_requests_total{method="POST"}) + sum(haproxy_process_dropped_logs_total)'
+ANSWERED = 'sum(ray_serve_num_http_requests_total{method="POST", status_code="200"})'
 BURST = 300
 GOOD, CUT, NO_IMAGE, WRONG = 60, 20, 10, 10
 METRIC = re.compile(r"\b((?:ray|haproxy|kube|kuberay|autoscaler)_\w+|recognition:\w+:\w+)")
@@ -61,9 +61,9 @@ def seen(bus: bytes) -> Iterator[tuple[Service, Prometheus, Answers]]:
         deploy(service, content)
         end = time.monotonic() + 60  # Ray reports every 10 s, Prometheus asks every 5
         while time.monotonic() < end:
-            counted = prometheus.value(COUNTED)
+            answered = prometheus.value(ANSWERED)
             refused = prometheus.now('ray_recognition_weights_swaps_total{outcome!="live"}')
-            if counted >= sum(statuses.values()) and refused and "AvailabilityBurnsFast" in prometheus.firing():
+            if answered == statuses[200] and refused and "AvailabilityBurnsFast" in prometheus.firing():
                 break
             time.sleep(1)
         # Rates need two samples of what is counted: the same again, in small.
@@ -96,10 +96,9 @@ def test_the_counters_are_those_of_the_traffic(seen: tuple[Service, Prometheus, 
     assert statuses[503] > 20, "the burst was too small for this machine"
     found = prometheus.now('sum by (status_code) (ray_serve_num_http_requests_total{method="POST"})')
     by_status = {int(labels["status_code"]): value for labels, value in found}
-    lost = prometheus.value("haproxy_process_dropped_logs_total")  # in a burst some of its lines do not reach Serve
-    assert set(by_status) == set(statuses)
-    for status, sent in statuses.items():
-        assert sent - lost <= by_status[status] <= sent, status
+    # Serve counts from HAProxy's log, which in a burst drops some lines (0-9 % here): `haproxy_process_dropped_logs_total`.
+    assert 0.8 * statuses[503] <= by_status.pop(503) <= statuses[503]
+    assert by_status == {status: sent for status, sent in statuses.items() if status != 503}
     images = {labels["code"]: v for labels, v in prometheus.now("sum by (code) (ray_recognition_images_total)")}
     assert images["ok"] == statuses[200]
     assert images["corrupt_image"] == statuses[400] == 2 * CUT
