@@ -70,6 +70,13 @@ resource "aws_eks_access_policy_association" "admin" {
   }
 }
 
+# What the group may do there is in kuberay/eks.yaml.
+resource "aws_eks_access_entry" "pipeline" {
+  cluster_name      = aws_eks_cluster.this.name
+  principal_arn     = aws_iam_role.pipeline.arn
+  kubernetes_groups = ["recognition-pipeline"]
+}
+
 # The role of the service's pods: the name is that of kuberay/base/serviceaccount.yaml.
 resource "aws_eks_pod_identity_association" "service" {
   cluster_name    = aws_eks_cluster.this.name

@@ -217,3 +217,24 @@ def test_what_auto_mode_leaves_to_its_user_is_valid() -> None:
         kubernetes_validate.validate(one, KUBERNETES, strict=True)
     ingress = yaml.safe_load((ROOT / "kuberay" / "components" / "aws" / "ingress.yaml").read_text())
     assert of(objects, "IngressClass")["metadata"]["name"] == ingress["spec"]["ingressClassName"]
+
+
+def test_the_pipeline_may_apply_what_an_overlay_renders_and_no_secret(overlay: tuple[str, Objects]) -> None:
+    roles = [
+        one for one in yaml.safe_load_all((ROOT / "kuberay" / "eks.yaml").read_text()) if one["kind"].endswith("Role")
+    ]
+    allowed = {
+        (group, resource, verb)
+        for role in roles
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    for one in overlay[1]:
+        group, _, _ = one["apiVersion"].rpartition("/")
+        plural = re.sub("ys$", "ies", re.sub("sss$", "sses", f"{one['kind'].lower()}s"))
+        if one["kind"] != "Namespace":  # the local overlay's own
+            assert {(group, plural, verb) for verb in ("get", "create", "patch")} <= allowed, plural
+    assert not {resource for _, resource, _ in allowed} & {"secrets", "*", "pods/exec", "roles", "rolebindings"}
+    assert not {verb for *_, verb in allowed} & {"*", "delete"}

@@ -82,6 +82,11 @@ run "as_shipped" {
   }
 
   assert {
+    condition     = aws_eks_access_entry.pipeline.kubernetes_groups == toset(["recognition-pipeline"])
+    error_message = "The group of kuberay/eks.yaml."
+  }
+
+  assert {
     condition     = aws_eks_pod_identity_association.service.service_account == "recognition" && aws_eks_pod_identity_association.service.namespace == "recognition"
     error_message = "The service account of kuberay/base/serviceaccount.yaml."
   }
