@@ -25,8 +25,8 @@ PANELS = [
 ]
 ALERTS = monitoring.source("alerts")["alerts"]
 ANSWERED = 'sum(ray_serve_num_http_requests_total{method="POST", status_code="200"})'
-BURST = 300
-GOOD, CUT, NO_IMAGE, WRONG = 60, 20, 10, 10
+BURST = 260
+GOOD, CUT, NO_IMAGE, WRONG = 20, 20, 10, 10
 METRIC = re.compile(r"\b((?:ray|haproxy|kube|kuberay|autoscaler)_\w+|recognition:\w+:\w+)")
 Answers = Counter[int]
 
@@ -66,9 +66,10 @@ def seen(bus: bytes) -> Iterator[tuple[Service, Prometheus, Answers]]:
             if answered == statuses[200] and refused and "AvailabilityBurnsFast" in prometheus.firing():
                 break
             time.sleep(1)
-        # Rates need two samples of what is counted: the same again, in small.
-        statuses += send(service.url, bus)
-        time.sleep(25)
+        statuses += send(service.url, bus)  # again: rates are those between two samples of what is counted
+        while prometheus.value(ANSWERED) < statuses[200] and time.monotonic() < end + 60:
+            time.sleep(1)
+        time.sleep(6)  # a last sample of the rest
         yield service, prometheus, statuses
 
 
@@ -132,7 +133,9 @@ def test_what_the_panels_show_is_true(seen: tuple[Service, Prometheus, Answers])
     for status in ("200", "400", "503"):
         assert share[status] == pytest.approx(statuses[int(status)] / sum(statuses.values()), abs=0.15)
     answered = prometheus.value(of("service", "Answered, of all predictions (1 h)")["answered"])
-    assert answered == pytest.approx(1 - statuses[503] / sum(statuses.values()), abs=0.15)
+    failed = statuses[503] / sum(statuses.values())
+    # Of the first burst a rate may not know: the counter begins with it. Of both, Serve misses some.
+    assert 0.8 * (failed / 2) / (1 - failed / 2) <= 1 - answered <= failed + 0.02
     latency = {q: prometheus.value(expr) for q, expr in of("service", "Latency of answers").items()}
     assert 0.01 < latency["p50"] <= latency["p95"] <= latency["p99"] < 60
     stages = {labels["stage"]: v for labels, v in prometheus.now(of("service", "Time in each stage, p95")["{{stage}}"])}
