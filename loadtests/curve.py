@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -36,7 +36,8 @@ from serve_app.settings import MAX_PREDICTIONS
 
 KEPT = 250  # numbers of one kind in one step: quantiles of more
 PACKAGES = ("ray", "openvino", "torch", "image-recognition")
-QUIET, TRIES = 0.05, 3  # part of the machine that others may have meanwhile
+QUIET, PEEK_S, PATIENCE = 0.05, 2.0, 15  # part of the machine that others may have; looked for so long, so often
+CORES = os.cpu_count() or 1
 BEHIND = 0.3  # of F: a photo ready so long before the batch before it ended has waited for it, and measures S
 
 
@@ -46,6 +47,7 @@ class Step(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     offered: float  # requests a second
+    others: float = 0.0  # part of the machine that was not for the service and its clients
     answered: float
     seconds: float
     sent: int
@@ -86,9 +88,10 @@ class Curve(BaseModel):
     def station(self, rng: np.random.Generator | None = None) -> Station:
         """One replica as a queue; with a generator, of steps and measurements drawn again (bootstrap)."""
         ready, alone, behind = [], [], []
-        # Steps too: a machine differs more from one minute to the next than within one.
-        many = len(self.steps)
-        drawn = self.steps if rng is None else [self.steps[n] for n in rng.integers(many, size=many)]
+        quiet = [step for step in self.steps if step.others <= QUIET]
+        steps = quiet if len({step.offered for step in quiet}) > 1 else self.steps
+        # Steps are drawn too: a machine differs more from one minute to the next than within one.
+        drawn = steps if rng is None else [steps[n] for n in rng.integers(len(steps), size=len(steps))]
         for step in drawn:
             load = step.answered / self.replicas
             ready += [Observed(1, load, ms / 1000) for ms in again(step.ready_ms, rng)]
@@ -116,11 +119,12 @@ def follows(step: Step) -> bool:
     return step.answered >= 0.95 * step.sent / step.seconds and not step.refused and not step.failed
 
 
-def step_of(asked: list[Asked], offered: float, seconds: float) -> Step:
+def step_of(run: Offered, seconds: float) -> Step:
     """Rates, percentiles, and what `Server-Timing` and the order of the answers tell of F and S."""
+    asked = run.asked
     good = sorted((one for one in asked if one.status == httpx.codes.OK), key=lambda one: one.done)
     if not good:
-        raise ValueError(f"no answer at {offered:g} requests/s: {Counter(one.status for one in asked)}")
+        raise ValueError(f"no answer at {run.rate:g} requests/s: {Counter(one.status for one in asked)}")
     # The stages of one batch have the same times; it ends with its last answer.
     batches = [list(members) for _, members in itertools.groupby(good, key=lambda one: one.stages_ms["detect"])]
     alone: dict[int, list[float]] = {}
@@ -143,7 +147,8 @@ def step_of(asked: list[Asked], offered: float, seconds: float) -> Step:
     p50, p95, p99 = np.percentile(latency, [50, 95, 99]).round(1).tolist()
     statuses = Counter(one.status for one in asked)
     return Step(
-        offered=offered, answered=round(sum(one.done <= seconds for one in good) / seconds, 3), seconds=seconds,
+        offered=run.rate, others=run.others, seconds=seconds,
+        answered=round(sum(one.done <= seconds for one in good) / seconds, 3),
         sent=len(asked), refused=statuses[503], failed=len(asked) - len(good) - statuses[503],
         p50_ms=p50, p95_ms=p95, p99_ms=p99,
         ready_ms=fewer([one.stages_ms["preprocess"] for one in good]),
@@ -198,28 +203,35 @@ def fixed(difference: str, replicas: int) -> dict[str, Any]:
     return content
 
 
-def offered(
-    service: Service, photos: list[Photo], rate: float, seconds: float, rng: np.random.Generator
-) -> tuple[trace.Times, list[Asked]]:
-    """Poisson arrivals and their answers; tried again while something else works on this machine."""
-    for _ in range(TRIES):
-        arrivals = trace.steady(rate, seconds).arrivals(rng)
-        began, before = time.monotonic(), foreign_seconds(service.pid)
-        asked = uvloop.run(offer(service.url, photos, arrivals))
-        capacity = (time.monotonic() - began) * (os.cpu_count() or 1)
-        others = (foreign_seconds(service.pid) - before) / capacity
-        if others <= QUIET:
+class Offered(NamedTuple):
+    """What came of Poisson arrivals, and the part of the machine that others had meanwhile."""
+
+    rate: float
+    arrivals: trace.Times
+    asked: list[Asked]
+    others: float
+
+
+def offered(service: Service, photos: list[Photo], rate: float, seconds: float, rng: np.random.Generator) -> Offered:
+    """Waits for a moment in which nothing else works on this machine, but not for ever."""
+    for _ in range(PATIENCE):
+        before = foreign_seconds(service.pid)
+        time.sleep(PEEK_S)
+        if foreign_seconds(service.pid) - before <= QUIET * PEEK_S * CORES:
             break
-        print(f"{rate:8.2f} requests/s: others took {others:.0%} of the machine", flush=True)
-    return arrivals, asked
+    arrivals = trace.steady(rate, seconds).arrivals(rng)
+    began, before = time.monotonic(), foreign_seconds(service.pid)
+    asked = uvloop.run(offer(service.url, photos, arrivals))
+    others = (foreign_seconds(service.pid) - before) / (time.monotonic() - began) / CORES
+    return Offered(rate, arrivals, asked, round(others, 3))
 
 
 def step(service: Service, photos: list[Photo], rate: float, seconds: float, rng: np.random.Generator) -> Step:
     """One load, as a line and as a record."""
-    found = step_of(offered(service, photos, rate, seconds, rng)[1], rate, seconds)
+    found = step_of(offered(service, photos, rate, seconds, rng), seconds)
     print(
         f"{rate:8.2f} requests/s: {found.answered:8.2f} answered, p50 {found.p50_ms:7.1f}  p95 {found.p95_ms:7.1f} ms, "
-        f"refused {found.refused}, failed {found.failed}",
+        f"refused {found.refused}, failed {found.failed}, others took {found.others:.0%} of the machine",
         flush=True,
     )
     return found
@@ -230,7 +242,7 @@ def hardware() -> dict[str, str | int | float]:
     cores = Path("/proc/cpuinfo")
     lines = cores.read_text().splitlines() if cores.exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    found: dict[str, str | int | float] = {"cpu": cpu, "cores": os.cpu_count() or 1}
+    found: dict[str, str | int | float] = {"cpu": cpu, "cores": CORES}
     found["memory_gb"] = round(psutil.virtual_memory().total / 1e9, 1)
     if smi := shutil.which("nvidia-smi"):
         typed = [smi, "--query-gpu=name", "--format=csv,noheader"]

@@ -17,7 +17,7 @@ import numpy as np
 import uvloop
 
 from loadtests import clients, trace
-from loadtests.curve import Curve, fixed, offered, step_of
+from loadtests.curve import QUIET, Curve, Offered, fixed, offered, step_of
 from loadtests.mix import mix
 from loadtests.plan import Interval, interval
 from loadtests.queueing import Station, allen_cunneen, simulate
@@ -27,7 +27,6 @@ SEEN = (0.2, 0.35, 0.5, 0.65)  # of the largest rate
 UNSEEN = (0.43, 0.58, 0.75, 0.85)
 CLIENTS = 32  # closed, at all times: the largest rate
 DRAWS = 20
-Run = tuple[float, trace.Times, list[clients.Asked]]  # offered, arrivals, answers
 
 
 class Row(NamedTuple):
@@ -41,9 +40,9 @@ class Row(NamedTuple):
 
 def runs(
     args: argparse.Namespace, replicas: int, shares: tuple[float, ...], most: float
-) -> tuple[list[Run], float, float]:
+) -> tuple[list[Offered], float, float]:
     """What came of the loads, and the largest rate; `most` is about that of one replica, 0 when unknown."""
-    photos, found, rates = mix(), list[Run](), list[float]()
+    photos, found, rates = mix(), list[Offered](), list[float]()
     rng = np.random.default_rng(args.seed)
     content = [photo.content for photo in photos]
     with running(fixed(args.difference, replicas)) as service:
@@ -52,15 +51,17 @@ def runs(
         for _ in range(args.rounds):
             for share in shares:
                 rate = share * most * replicas
-                found.append((rate, *offered(service, photos, rate, args.seconds, rng)))
+                found.append(offered(service, photos, rate, args.seconds, rng))
             rates.append(clients.measure(service.url, content, CLIENTS * replicas, 8, service.pid).rate)
-    return found, statistics.mean(rates), most
+    quiet = [run for run in found if run.others <= QUIET]
+    print(f"{len(found) - len(quiet)} of {len(found)} runs left out: others took more than {QUIET:.0%} of the machine")
+    return quiet, statistics.median(rates), most
 
 
-def curve_of(found: list[Run], args: argparse.Namespace) -> Curve:
+def curve_of(found: list[Offered], args: argparse.Namespace) -> Curve:
     """Of the loads that may be seen."""
     user_config = detector(fixed(args.difference, 1))["user_config"]
-    steps = [step_of(asked, rate, args.seconds) for rate, _, asked in found]
+    steps = [step_of(run, args.seconds) for run in found]
     nothing: dict[str, str] = {}
     return Curve(
         measured="", hardware={}, engine=nothing, versions=nothing, mix={}, replicas=1, steps=steps,
@@ -68,10 +69,10 @@ def curve_of(found: list[Run], args: argparse.Namespace) -> Curve:
     )  # fmt: skip
 
 
-def compared(curve: Curve, replicas: int, found: list[Run], seed: int) -> Iterator[Row]:
+def compared(curve: Curve, replicas: int, found: list[Offered], seed: int) -> Iterator[Row]:
     """p95 of each load over all rounds, with the arrivals that there were."""
-    for rate in sorted({rate for rate, *_ in found}):
-        rounds = [(arrivals, asked) for offered, arrivals, asked in found if offered == rate]
+    for rate in sorted({run.rate for run in found}):
+        rounds = [(run.arrivals, run.asked) for run in found if run.rate == rate]
         answered = [one for _, asked in rounds for one in asked if one.status == HTTPStatus.OK]
         measured = np.percentile([one.done - one.sent for one in answered], 95) * 1000
         rng = np.random.default_rng(seed)
@@ -103,7 +104,7 @@ def of(replicas: int) -> str:
 def main(args: argparse.Namespace) -> None:
     """Prints the table."""
     found, rate, most = runs(args, 1, SEEN + UNSEEN, 0.0)
-    low = [run for run in found if any(np.isclose(run[0], share * most) for share in SEEN)]
+    low = [run for run in found if any(np.isclose(run.rate, share * most) for share in SEEN)]
     curve = curve_of(low, args)
     rows = list(compared(curve, 1, [run for run in found if not any(run is one for one in low)], args.seed))
     rows.append(largest(curve, 1, rate, args.seed))

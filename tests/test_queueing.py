@@ -9,7 +9,7 @@ import pytest
 
 from loadtests import trace
 from loadtests.clients import Asked
-from loadtests.curve import Curve, Step, follows, step_of
+from loadtests.curve import Curve, Offered, Step, follows, step_of
 from loadtests.queueing import Line, Observed, Outcome, Station, allen_cunneen, erlang_c, fit, simulate
 
 NONE = Line(0.0, 0.0, 0.0, np.array([1.0]))
@@ -112,21 +112,25 @@ def asked(sent: float, done: float, queue: float = 0.0, detect: float = 90.0) ->
     return Asked(sent, done, 200, {"preprocess": 10.0, "queue": queue, "detect": detect, "postprocess": 0.0}, 1)
 
 
+def run_of(rows: list[Asked], rate: float, others: float = 0.0) -> Offered:
+    return Offered(rate, np.array([one.sent for one in rows]), rows, others)
+
+
 def test_what_a_step_learns_from_the_order_of_answers() -> None:
     """The first finds the engine idle; the second, ready at 0.06, has to wait and ends 80 ms after the first."""
-    step = step_of([asked(0.0, 0.1, 0, 90.0), asked(0.05, 0.18, 40, 80.5), asked(1.0, 1.11, 0, 91)], 2, 1.5)
+    step = step_of(run_of([asked(0.0, 0.1, 0, 90.0), asked(0.05, 0.18, 40, 80.5), asked(1.0, 1.11, 0, 91)], 2), 1.5)
     assert step.alone_ms == {1: [90.0, 100.0]}
     assert step.behind_ms == {1: [80.0]}
     assert (step.sent, step.refused, step.failed, step.answered) == (3, 0, 0, 2)
 
 
 def test_what_is_refused_or_late_is_not_followed() -> None:
-    followed = step_of([asked(n / 10, n / 10 + 0.1, detect=n) for n in range(20)], 10, 2.1)
+    followed = step_of(run_of([asked(n / 10, n / 10 + 0.1, detect=n) for n in range(20)], 10), 2.1)
     assert follows(followed)
     assert not follows(followed.model_copy(update={"refused": 1}))
     assert not follows(followed.model_copy(update={"answered": 5.0}))
     with pytest.raises(ValueError, match="no answer"):
-        step_of([Asked(0, 1, 503, {}, 0)], 1, 1)
+        step_of(run_of([Asked(0, 1, 503, {}, 0)], 1), 1)
 
 
 def synthetic(seconds: float, loads: list[float]) -> Curve:
@@ -145,7 +149,7 @@ def synthetic(seconds: float, loads: list[float]) -> Curve:
             )
             for n, (s, latency, w) in enumerate(zip(outcome.sent, outcome.latency, outcome.waited, strict=True))
         ]
-        steps.append(step_of(rows, load, 200))
+        steps.append(step_of(run_of(rows, load), 200))
     nothing: dict[str, str] = {}
     return Curve(
         measured="", hardware={"cores": 2}, engine=nothing, versions=nothing, mix={}, max_batch_size=1,
