@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.server
+
 import pytest
+import uvloop
 
 from loadtests.clients import summary
 from loadtests.steady import slope
 from loadtests.tune import best
+from loadtests.wire import Answer, Wire
+from tests.conftest import http_server
 
 
 def test_the_smallest_batch_that_is_as_fast_wins() -> None:
@@ -27,3 +33,46 @@ def test_a_measurement_is_told_per_image() -> None:
     assert (measured.rate, measured.errors, measured.cpu_ms) == (10, 2, {"replica": 40.0})
     assert measured.p50 == pytest.approx(100)
     assert measured.p99 > 900
+
+
+class Echo(http.server.BaseHTTPRequestHandler):
+    """Answers in two writes, closes after /close, and breaks off at /lost."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/lost":
+            self.close_connection = True
+            return
+        self.send_response(503 if self.path == "/close" else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Port", str(self.client_address[1]))
+        if self.path == "/close":
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_cheap_client_keeps_its_connections_and_tells_what_was_lost() -> None:
+    with http_server(Echo) as url:
+        wire = Wire(url)
+
+        async def ask(path: str) -> Answer:
+            return await wire.send(wire.request(path, b"photo" * 100_000, {"Content-Type": "image/jpeg"}))
+
+        async def run() -> None:
+            first, again = await ask("/"), await ask("/")
+            assert first.body == b"photo" * 100_000
+            assert first.headers["x-port"] == again.headers["x-port"], "the same connection"
+            both = await asyncio.gather(ask("/"), ask("/"))
+            assert len({one.headers["x-port"] for one in both}) == 2, "one request at a time on each"
+            assert (await ask("/close")).status == 503
+            assert (await ask("/")).status == 200, "on a new one"
+            with pytest.raises(ConnectionError):
+                await ask("/lost")
+
+        uvloop.run(run())
