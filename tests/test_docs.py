@@ -1,56 +1,238 @@
-"""What the README claims about files, settings, errors and metrics is true."""
+"""What the documents claim is true: names, links, and every example, run against the real service."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import httpx
 import pytest
+import yaml
 from pydantic import BaseModel
 
+from loadtests import s3
+from loadtests.service import Service, config, dashboard, deploy, model
+from serve_app import check, deployed, photos
 from serve_app.errors import AppError, WeightsError
 from serve_app.settings import AppSettings, DetectorSettings, PredictOptions
-from tests.conftest import ROOT
+from tests.conftest import ROOT, kubectl
 from tests.test_errors import leaves
-
-README = (ROOT / "README.md").read_text()
-ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines() if line.startswith("| `")]
+from tests.test_reconfigure import eventually
 
 
-@pytest.mark.parametrize("model", [AppSettings, DetectorSettings, PredictOptions])
-def test_every_setting_is_documented_with_its_default(model: type[BaseModel]) -> None:
-    for name, field in model.model_fields.items():
-        rows = [row[1:] for row in ROWS if row[0] == f"`{name}`"]
-        assert rows, f"{name} is not in the README"
+class Block(NamedTuple):
+    """An example: its language, the mark beside that, and the `text` below it, which is what it prints."""
+
+    file: str
+    line: int
+    language: str
+    mark: str
+    text: str
+    prints: str | None
+
+
+URL = "http://127.0.0.1:8000"
+FENCE = re.compile(r"^```(\w*) ?(.*)\n((?:.*\n)*?)^```$(?:\n\n```text\n((?:.*\n)*?)^```$)?", re.MULTILINE)
+FILES = [p for p in sorted(ROOT.rglob("*.md")) if not {"build", "cache"} & set(p.parts) and "/." not in str(p)]
+TEXTS = {str(p.relative_to(ROOT)): p.read_text() for p in FILES}
+BLOCKS = [
+    Block(file, text.count("\n", 0, found.start()) + 1, found[1], found[2], found[3], found[4])
+    for file, text in TEXTS.items()
+    for found in FENCE.finditer(text)
+]
+MARKS = {"cluster", "aws", "network"}  # what it needs, and is not here
+RUNNERS = {"sh": ["bash", "-euo", "pipefail"], "python": [sys.executable], "js": ["node"]}
+# What is long, or is run as such somewhere else: a block of nothing but these.
+ELSEWHERE = {
+    "make serve": "tests/test_launch.py",
+    "make load": "tests/test_load.py",
+    "make capacity": "tests/test_plan.py",
+    ".venv/bin/python -m loadtests.capacity": "tests/test_plan.py",
+    "make observe": "tests/test_monitoring.py",
+    "make manifests": "tests/test_manifests.py",
+    "make release": "tests/test_release.py",
+    "make drill": "tests/test_drill.py",
+    "make overload": "tests/test_overload.py",
+    "make accuracy": "tests/test_predict.py",
+    "git push": "tests/test_release.py",
+}
+
+
+def elsewhere(block: Block) -> list[str]:
+    """The files that run the block's lines; empty when one of them must be run here."""
+    lines = [line for line in block.text.replace("\\\n", "").splitlines() if line.strip()]
+    found = [next((test for begin, test in ELSEWHERE.items() if line.startswith(begin)), "") for line in lines]
+    return found if all(found) else []
+
+
+EXAMPLES = [b for b in BLOCKS if b.language in RUNNERS and b.mark not in MARKS and not elsewhere(b)]
+
+
+def rows(file: str) -> list[list[str]]:
+    """Of its tables, those that begin with a name."""
+    return [[c.strip() for c in line.strip("|").split("|")] for line in TEXTS[file].splitlines() if line[:3] == "| `"]
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("serve_app/README.md", AppSettings),
+        ("serve_app/README.md", DetectorSettings),
+        ("serve_app/API.md", PredictOptions),
+    ],
+)
+def test_every_setting_is_documented_with_its_default(file: str, settings: type[BaseModel]) -> None:
+    for name, field in settings.model_fields.items():
+        found = [row[1:] for row in rows(file) if row[0] == f"`{name}`"]
+        assert found, f"{name} is not in {file}"
         meaning = (field.description or "?").split(",")[0].split(";")[0]
         default = "" if field.default is None else str(field.default)
-        assert any(meaning in row[1] and default in row[0] for row in rows), name
+        assert any(meaning in row[1] and default in row[0] for row in found), name
 
 
 def test_every_reason_of_a_refused_swap_is_documented() -> None:
-    for kind in WeightsError.__subclasses__():
-        assert f"`{kind.reason}`" in README
+    reasons = {row[0].strip("`") for row in rows("serve_app/README.md")}
+    assert reasons >= {kind.reason for kind in WeightsError.__subclasses__()}
 
 
-def test_the_tree_names_every_module() -> None:
-    tree = README.split("## Where things are")[1].split("```")[1]
-    named = set(re.findall(r"^  (\w+\.py) ", tree, re.MULTILINE))
-    assert named == {p.name for p in (ROOT / "serve_app").glob("*.py")} - {"__init__.py"}
+@pytest.mark.parametrize("folder", ["serve_app", "loadtests"])
+def test_the_tree_names_every_module(folder: str) -> None:
+    named = set(re.findall(r"^(\w+\.py) ", TEXTS[f"{folder}/README.md"], re.MULTILINE))
+    assert named == {p.name for p in (ROOT / folder).glob("*.py")} - {"__init__.py"}
 
 
 def test_every_error_code_is_documented() -> None:
+    codes = " ".join(row[0] for row in [line.split("|")[2:3] for line in TEXTS["serve_app/API.md"].splitlines()] if row)
     for kind in leaves(AppError):
-        assert f"`{kind.code}`" in README
+        assert f"`{kind.code}`" in codes
 
 
 def test_every_metric_is_documented() -> None:
     source = (ROOT / "serve_app" / "metrics.py").read_text()
     names = set(re.findall(r'"(recognition_\w+)"', source))
     assert names
-    assert names == {row[0].strip("`") for row in ROWS if row[0].startswith("`recognition_")}
+    assert names == {r[0].strip("`") for r in rows("serve_app/README.md") if r[0].startswith("`recognition_")}
 
 
-def test_every_make_target_in_the_docs_exists() -> None:
+@pytest.mark.parametrize("file", TEXTS)
+def test_every_make_target_in_the_docs_exists(file: str) -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for document in ("README.md", "CONTRIBUTING.md"):
-        for target in re.findall(r"`?\bmake ([a-z-]+)`", (ROOT / document).read_text()):
-            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{document} names make {target}"
+    for target in re.findall(r"(?:^|`)make ([a-z0-9-]+)", TEXTS[file], re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
+
+
+def anchors(file: str) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", TEXTS[file]), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("file", TEXTS)
+def test_every_link_leads_somewhere(file: str) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", TEXTS[file])):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / file).parent / path if path else ROOT / file
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(str(target.resolve().relative_to(ROOT))), link
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda b: f"{b.file}:{b.line}")
+def test_every_block_is_run_or_says_what_it_needs(block: Block) -> None:
+    assert block.language in {*RUNNERS, "", "json", "yaml", "hcl"}
+    assert block.language == "yaml" or block.mark in {"", *MARKS}
+    for test in elsewhere(block):
+        assert (ROOT / test).is_file()
+
+
+class Desk(NamedTuple):
+    """Where a reader sits: a folder like the repository's root, and the environment of a shell there."""
+
+    folder: Path
+    env: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory, service: Service) -> Iterator[Desk]:
+    """With the photos that examples name, and a `curl` that fails where the service says no."""
+    folder, mine, before = tmp_path_factory.mktemp("desk"), ROOT / "models" / "mine.pt", model(service)
+    port = int(service.url.rpartition(":")[2])
+    (folder / "serve_config.yaml").write_text((ROOT / "serve_config.yaml").read_text().replace("8000", str(port)))
+    for name, target in {".venv": sys.prefix, "models": ROOT / "models", "tests": ROOT / "tests"}.items():
+        (folder / name).symlink_to(target)
+    for place in ("holiday", "street", "build/capacity"):
+        (folder / place).mkdir(parents=True)
+    for photo in (folder, folder / "holiday", folder / "street"):
+        (photo / "bus.jpg").write_bytes(photos.bus())
+    shutil.copy(ROOT / "tests" / "curve.json", folder / "build" / "capacity")
+    shutil.copy(ROOT / "models" / "default.pt", mine)
+    (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
+    env = os.environ | {"CURL_HOME": str(folder), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "KEY": "any"}
+    env |= {"RAY_DASHBOARD_ADDRESS": dashboard(service), "PYTHONPATH": str(ROOT), "RAY_ADDRESS": ""}
+    yield Desk(folder, env)
+    deploy(service, config(port))
+    assert eventually(lambda: model(service)["sha256"] == before["sha256"])
+    mine.unlink()
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[dict[str, str]]:
+    """The environment in which S3 is moto's."""
+    with s3.bucket() as bucket:
+        yield {**s3.ENV, "AWS_ENDPOINT_URL": bucket.endpoint}
+
+
+@pytest.mark.parametrize("block", EXAMPLES, ids=lambda b: f"{b.file}:{b.line}")
+def test_every_example_does_what_it_says(
+    block: Block, desk: Desk, service: Service, request: pytest.FixtureRequest
+) -> None:
+    runner = RUNNERS[block.language]
+    if not shutil.which(runner[0]):
+        pytest.skip(f"no {runner[0]}")
+    env = desk.env | (request.getfixturevalue("store") if "s3://BUCKET" in block.text else {})
+    script = desk.folder / f"example.{'mjs' if block.language == 'js' else block.language}"
+    script.write_text(block.text.replace(URL, service.url).replace("BUCKET", s3.BUCKET))
+    ran = subprocess.run(
+        [*runner, str(script)], cwd=desk.folder, env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    if block.prints:
+        assert re.search(re.escape(block.prints.strip()).replace("…", ".*"), ran.stdout), ran.stdout
+
+
+def skeleton(value: Any) -> Any:
+    """A JSON value without its values; of a list the first."""
+    if isinstance(value, dict):
+        return {key: skeleton(one) for key, one in value.items()}
+    return [skeleton(one) for one in value[:1]] if isinstance(value, list) else type(value).__name__
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "json"], ids=lambda b: f"{b.file}:{b.line}")
+def test_an_answer_has_the_shape_that_is_shown(block: Block, client: httpx.Client, bus: bytes) -> None:
+    answer = client.post("/v1/predict", files={"file": bus})
+    assert skeleton(answer.json()) == skeleton(json.loads(block.text))
+
+
+def test_a_cluster_takes_the_keys_as_the_guide_says(tmp_path: Path) -> None:
+    """The patch, in an overlay of its own over production's."""
+    (patch,) = (b.text for b in BLOCKS if b.mark == "keys")
+    overlay = os.path.relpath(ROOT / "kuberay" / "overlays" / "production", tmp_path)
+    (tmp_path / "patch.yaml").write_text(patch)
+    (tmp_path / "kustomization.yaml").write_text(
+        yaml.safe_dump({"resources": [overlay], "patches": [{"path": "patch.yaml", "target": {"kind": "RayService"}}]})
+    )
+    typed = [kubectl(), "kustomize", str(tmp_path)]
+    (tmp_path / "built.yaml").write_text(subprocess.run(typed, capture_output=True, text=True, check=True).stdout)
+    overlay_read = deployed.read(tmp_path / "built.yaml")
+    assert check.check(overlay_read) == []
+    worker = overlay_read.workers["template"]["spec"]
+    assert {volume["name"] for volume in worker["volumes"]} >= {"ray", "logs", "keys"}
+    assert "/etc/recognition-keys" in {mount["mountPath"] for mount in worker["containers"][0]["volumeMounts"]}
