@@ -115,8 +115,9 @@ def observed(by_batch: dict[int, list[float]], load: float, rng: np.random.Gener
 
 
 def follows(step: Step) -> bool:
-    """Whether as much was answered as was sent."""
-    return step.answered >= 0.95 * step.sent / step.seconds and not step.refused and not step.failed
+    """Whether as much was answered as was sent, less what is under way at any moment."""
+    late = step.sent - step.answered * step.seconds
+    return late <= max(0.1 * step.sent, 5) and not step.refused and not step.failed
 
 
 def step_of(run: Offered, seconds: float) -> Step:

@@ -93,7 +93,7 @@ class Photographer(FastHttpUser):
         body: Any = photo.content  # bytes will do, whatever the type says
         with self.client.post(PATH, data=body, headers=headers, catch_response=True) as answer:
             if answer.status_code != HTTPStatus.OK:
-                answer.failure(f"{answer.status_code} {answer.text[:200] if answer.text else ''}")
+                answer.failure(f"{answer.status_code} {answer.error or (answer.text or '')[:200]}")
                 return float((answer.headers or {}).get("Retry-After", 1))
             self._judge(answer, KNOWN[photo.content])
             for stage, ms in STAGES.findall(answer.headers.get("Server-Timing", "")):

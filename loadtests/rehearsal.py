@@ -1,42 +1,38 @@
 """`python -m loadtests.rehearsal`: Serve's autoscaler at work on this machine, and the same simulated.
 
-The network is a sleep (clockwork.py), so that replicas add up on few cores; all else is what ships. A curve of one
-replica comes first; then the trace, with the number of replicas as Serve tells it; then its replay with the same
-arrivals. Prints how often both agree, and draws them.
+The network is a sleep (clockwork.py), so that replicas add up on few cores; all else is what ships. From the curve of
+one replica (`capacity measure --difference`, see CLOCKWORK) comes a plan; its patch is served under a load that rises
+and falls, with the number of replicas as Serve tells it; then the same arrivals are replayed. Prints how often both
+agree, and draws them.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
+import os
 import time
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import uvloop
 import yaml
 
-from loadtests import clients, curve, plots
+from loadtests import clients, curve, plan, plots
 from loadtests.autoscaler import Autoscaler
 from loadtests.mix import mix
+from loadtests.queueing import Array
 from loadtests.replay import Cluster, Delays, Moment
 from loadtests.service import ROOT, Service, config, detector, free_port, running, status
 from loadtests.trace import Trace
 from serve_app import configuration
 
+# As YAML over serve_config.yaml.
 CLOCKWORK = "applications: [{name: recognition, import_path: 'loadtests.clockwork:build'}]"
-PRODUCTION = ROOT / "kuberay" / "overlays" / "production" / "serve.yaml"
 POLL_S = 0.5
 Seen = list[tuple[float, int, int]]  # (seconds, wanted, running)
-
-
-def autoscaling(downscale_delay_s: float) -> dict[str, Any]:
-    """Production's, for 1 to 3 replicas, and with less patience."""
-    production = yaml.safe_load(PRODUCTION.read_text())["applications"][0]["deployments"][0]["autoscaling_config"]
-    ours = {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 2, "downscale_delay_s": downscale_delay_s}
-    merged: dict[str, Any] = configuration.merged(production, ours)
-    return merged
 
 
 async def observed(service: Service, arrivals: list[float], length: float) -> tuple[list[clients.Asked], Seen]:
@@ -68,39 +64,46 @@ def cold_start(seen: Seen) -> float:
     return float(np.median(waits)) if waits else 0.0
 
 
-def step_at(series: list[tuple[float, int]], moments: np.ndarray) -> np.ndarray:
+def step_at(series: list[tuple[float, int]], moments: Array) -> Array:
     """What held at each moment."""
     index = np.searchsorted([seconds for seconds, _ in series], moments, side="right") - 1
-    return np.array([value for _, value in series])[np.clip(index, 0, None)]
+    return np.array([float(value) for _, value in series])[np.clip(index, 0, None)]
 
 
 def main(args: argparse.Namespace) -> None:
     """Prints the agreement."""
-    content = curve.fixed(CLOCKWORK, 1)
-    with running(content) as service:
-        measured = curve.measure(content, service, mix(), seconds=args.seconds, rounds=1)
-    curve.write(measured, args.out / "clockwork.json")
-    scaling = autoscaling(args.downscale_delay_s)
-    content = configuration.merged(config(free_port()), yaml.safe_load(CLOCKWORK))
-    door = detector(content)
-    door.pop("num_replicas")
-    door |= {"autoscaling_config": scaling, "ray_actor_options": {"num_cpus": 0.3, "num_gpus": 0}}
+    measured = curve.read(args.curve)
     most = measured.station().most
-    trace = Trace((0, 60, 180, 330), (0.3 * most, 2.2 * most, 0.3 * most))
+    made = plan.make(measured, 2.2 * most, args.p95_ms, availability="none", low_rps=0.3 * most)
+    patch = made.serve()
+    door = detector(patch)
+    door["autoscaling_config"]["downscale_delay_s"] = args.downscale_delay_s
+    scaling = door["autoscaling_config"]
+    door["ray_actor_options"] = {"num_cpus": 0.3}  # so that all of them find a place here
+    content = configuration.merged(configuration.merged(config(free_port()), yaml.safe_load(CLOCKWORK)), patch)
+    os.environ["PYTHONPATH"] = str(ROOT)
+    trace = Trace((0, 60, 200, 380), (0.3 * most, 2.2 * most, 0.3 * most))
     arrivals = trace.arrivals(np.random.default_rng(args.seed))
     with running(content) as service:
         asked, real = uvloop.run(observed(service, arrivals.tolist(), trace.length))
     delays = Delays(replica_s=cold_start(real), ask_s=0, node_s=0, image_s=0)
-    rng = np.random.default_rng(args.seed)
-    replayed = Cluster(measured.station(), Autoscaler(scaling), delays, 1, 3, rng).run(arrivals, trace.length)
+    rng, station = np.random.default_rng(args.seed), dataclasses.replace(measured.station(), room=made.room)
+    replayed = Cluster(station, Autoscaler(scaling), delays, made.replicas, 1, rng).run(arrivals, trace.length)
     report(real, replayed.moments, trace.length)
-    measured_s = [one.done - one.sent for one in asked]
-    for name, latency in (("Serve", measured_s), ("simulated", replayed.outcome.latency)):
-        print(f"{name}: p50 {np.percentile(latency, 50):.2f} s, p95 {np.percentile(latency, 95):.2f} s")
+    served = np.array([(one.sent, one.done - one.sent) for one in asked if one.status == HTTPStatus.OK]).T
+    told("Serve", *served, len(asked) - len(served[0]))
+    told("simulated", replayed.outcome.sent, replayed.outcome.latency, len(replayed.outcome.refused))
     print(
-        f"cold start {delays.replica_s:.1f} s; {sum(one.status != 200 for one in asked)} of {len(asked)} not answered"
+        f"cold start {delays.replica_s:.1f} s; planned {made.fewest} to {made.replicas} replicas, p95 {made.p95:.0f} ms"
     )
     plots.agreement(real, replayed.moments, trace, args.out / "agreement.png")
+
+
+def told(name: str, sent: Array, latency: Array, refused: int) -> None:
+    """Of all, and of the last minute of the high load, when all replicas are there."""
+    late = latency[(sent >= 140) & (sent < 200)]
+    p50, p95, then = (1000 * float(x) for x in (*np.percentile(latency, [50, 95]), np.percentile(late, 95)))
+    print(f"{name}: p50 {p50:.0f} ms, p95 {p95:.0f} ms, from 140 s to 200 s {then:.0f} ms; {refused} refused")
 
 
 def report(real: Seen, simulated: list[Moment], length: float) -> None:
@@ -109,16 +112,18 @@ def report(real: Seen, simulated: list[Moment], length: float) -> None:
     ran = step_at([(seconds, up) for seconds, _, up in real], moments)
     would = step_at([(moment.seconds, moment.running) for moment in simulated], moments)
     print(f"the same number of replicas in {np.mean(ran == would):.0%} of the time, never more than "
-          f"{np.max(np.abs(ran - would))} apart; replica-seconds {would.sum() / ran.sum() - 1:+.1%}")  # fmt: skip
+          f"{np.max(np.abs(ran - would)):g} apart; replica-seconds {would.sum() / ran.sum() - 1:+.1%}")  # fmt: skip
     for name, values in (("Serve", ran), ("simulated", would)):
         changes = np.flatnonzero(np.diff(values)) + 1
-        print(f"{name}: {values[0]}, " + ", ".join(f"{values[n]} at {moments[n]:.0f} s" for n in changes))
+        print(f"{name}: {values[0]:g}, " + ", ".join(f"{values[n]:g} at {moments[n]:.0f} s" for n in changes))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each load of the curve")
-    parser.add_argument("--downscale-delay-s", type=float, default=20.0)
+    out = ROOT / "build" / "capacity"
+    parser.add_argument("--curve", type=Path, default=out / "clockwork.json", help="of a replica of CLOCKWORK")
+    parser.add_argument("--p95-ms", type=float, default=1000.0)
+    parser.add_argument("--downscale-delay-s", type=float, default=30.0, help="instead of ten minutes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "capacity")
+    parser.add_argument("--out", type=Path, default=out)
     main(parser.parse_args())
