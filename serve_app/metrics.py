@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-STAGE_BUCKETS_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0]
+STAGE_BUCKETS_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30]
 
 
 def stage_seconds() -> Histogram:
