@@ -199,7 +199,8 @@ def test_every_example_does_what_it_says(
         pytest.skip(f"no {runner[0]}")
     env = desk.env | (request.getfixturevalue("store") if "s3://BUCKET" in block.text else {})
     script = desk.folder / f"example.{'mjs' if block.language == 'js' else block.language}"
-    script.write_text(block.text.replace(URL, service.url).replace("BUCKET", s3.BUCKET))
+    text = block.text.replace(URL, service.url).replace("BUCKET", s3.BUCKET)
+    script.write_text(text.replace("serve_app predict", f"serve_app predict --url {service.url}"))
     ran = subprocess.run(
         [*runner, str(script)], cwd=desk.folder, env=env, capture_output=True, text=True, timeout=120, check=False
     )
@@ -221,8 +222,9 @@ def test_an_answer_has_the_shape_that_is_shown(block: Block, client: httpx.Clien
     assert skeleton(answer.json()) == skeleton(json.loads(block.text))
 
 
-def test_a_cluster_takes_the_keys_as_the_guide_says(tmp_path: Path) -> None:
+def test_a_cluster_takes_the_keys_as_the_guide_says(tmp_path: Path, rendered: dict[str, Path]) -> None:
     """The patch, in an overlay of its own over production's."""
+    assert "production" in rendered
     (patch,) = (b.text for b in BLOCKS if b.mark == "keys")
     overlay = os.path.relpath(ROOT / "kuberay" / "overlays" / "production", tmp_path)
     (tmp_path / "patch.yaml").write_text(patch)
