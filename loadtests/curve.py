@@ -97,8 +97,11 @@ class Curve(BaseModel):
             ready += [Observed(1, load, ms / 1000) for ms in again(step.ready_ms, rng)]
             alone += list(observed(step.alone_ms, load, rng))
             behind += list(observed(step.behind_ms, load, rng))
+        decoding = fit(ready)
+        # Of an engine on the same cores, decoding one more photo a second takes so much. A GPU has its own.
+        slowed = decoding.at / int(self.hardware["cores"]) if self.engine.get("device", "cpu") == "cpu" else 0.0
         return Station(
-            fit(ready), fit(alone), fit(behind),
+            decoding, fit(alone, slowed), fit(behind, slowed),
             self.max_batch_size, self.batch_wait_timeout_s, CONCURRENT_BATCHES, MAX_PREDICTIONS,
         )  # fmt: skip
 

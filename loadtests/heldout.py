@@ -17,7 +17,7 @@ import numpy as np
 import uvloop
 
 from loadtests import clients, trace
-from loadtests.curve import QUIET, Curve, Offered, fixed, offered, step_of
+from loadtests.curve import QUIET, Curve, Offered, fixed, hardware, offered, step_of
 from loadtests.mix import mix
 from loadtests.plan import Interval, interval
 from loadtests.queueing import Station, allen_cunneen, simulate
@@ -64,7 +64,7 @@ def curve_of(found: list[Offered], args: argparse.Namespace) -> Curve:
     steps = [step_of(run, args.seconds) for run in found]
     nothing: dict[str, str] = {}
     return Curve(
-        measured="", hardware={}, engine=nothing, versions=nothing, mix={}, replicas=1, steps=steps,
+        measured="", hardware=hardware(), engine=nothing, versions=nothing, mix={}, replicas=1, steps=steps,
         **user_config,
     )  # fmt: skip
 

@@ -149,14 +149,16 @@ class Plan:
     def rows(self) -> Iterator[tuple[str, str]]:
         """The plan as a table."""
         curve = self.curve
-        yield "measured", f"{curve.measured}, {curve.replicas} replica(s) on {curve.hardware}, {curve.engine}"
+        machine = ", ".join(f"{key} {value}" for key, value in curve.hardware.items())
+        yield "measured", f"{curve.measured}, {curve.replicas} replica(s) of {curve.engine['name']} on {machine}"
         yield (
             "one replica",
             f"{self.most:.1f} photos/s at most; followed {curve.knee.offered:g}/s",
         )
         yield "batch", f"{curve.max_batch_size}, waiting {curve.batch_wait_timeout_s * 1000:g} ms at most"
         yield "replicas for the peak", f"{self.needed}: p95 {self.p95:.0f} ms of {self.p95_ms:.0f}"
-        yield "with headroom", f"{self.replicas}, so that a {self.availability} may be lost"
+        lost = "nothing" if self.availability == "none" else f"a {self.availability}"
+        yield "with headroom", f"{self.replicas}, so that {lost} may be lost"
         yield "min_replicas, max_replicas", f"{self.fewest}, {self.replicas}"
         yield (
             "target_ongoing_requests",

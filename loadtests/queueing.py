@@ -3,9 +3,10 @@
 A photo is made ready (decoded), waits for its batch, and goes through the engine. A batch b that finds the engine idle
 is through after F(b); one that does not, S(b) after the batch before it, which is less, as batches overlap
 (`CONCURRENT_BATCHES`). So it ends at max(start + F, end before + S): Lindley's recursion with a delay in front. F and
-S are lines in the size of the batch and in the load, as all that is in a replica shares its cores; around the lines
-they vary as was measured. The formula beside it is Allen and Cunneen's for G/G/c (Probability, Statistics and Queueing
-Theory, 1990); it knows no batches. RESULTS.md compares both with measurements.
+S are lines in the size of the batch; where the engine shares its cores with decoding, each photo a second slows it by
+what decoding one takes of them. Around the lines they vary as was measured. The formula beside it is Allen and
+Cunneen's for G/G/c (Allen, Probability, Statistics and Queueing Theory, 1990); it knows no batches. RESULTS.md
+compares both with measurements.
 """
 
 from __future__ import annotations
@@ -36,37 +37,37 @@ class Observed(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """`seconds = at + each x batch + per x load`, times one of the measured ratios, which are sorted."""
+    """`seconds = (at + each x batch) (1 + slowed x load)`, times one of the measured ratios, which are sorted."""
 
     at: float
     each: float
-    per: float
+    slowed: float
     ratios: Array
 
     def mean(self, batch: float, load: float) -> float:
         """In seconds."""
-        return self.at + self.each * batch + self.per * load
+        return (self.at + self.each * batch) * (1 + self.slowed * load)
 
     def at_rank(self, batch: float, load: float, rank: float) -> float:
         """In seconds, of the `rank` x 100 % quickest."""
         return self.mean(batch, load) * float(self.ratios[int(rank * len(self.ratios))])
 
 
-def fit(observed: Iterable[Observed]) -> Line:
-    """Least squares; a slope that would be negative, or that was not varied, is none."""
+def fit(observed: Iterable[Observed], slowed: float = 0.0) -> Line:
+    """Least squares over the batch's size; a slope that would be negative is none.
+
+    `slowed` is the part by which one more photo a second slows it. It is told, not fitted: a machine is 10 % quicker or
+    slower from one minute to the next, and a slope from a few loads is made of that.
+    """
     rows = np.array(list(observed))
-    seconds = rows[:, 2]
-    columns = [n for n in (0, 1) if np.ptp(rows[:, n]) > 0]
-    while True:
-        design = np.column_stack([np.ones(len(rows)), rows[:, columns]])
-        found = np.linalg.lstsq(design, seconds, rcond=None)[0]
-        if not columns or min(found[1:]) >= 0:
-            break
-        columns.pop(int(np.argmin(found[1:])))
-    slopes = dict(zip(columns, found[1:].tolist(), strict=True))
-    on_line = design @ found
-    ratios = np.divide(seconds, on_line, out=np.ones(len(rows)), where=on_line > 0)
-    return Line(float(found[0]), slopes.get(0, 0.0), slopes.get(1, 0.0), np.sort(ratios))
+    batch, load, seconds = rows.T
+    seconds_alone = seconds / (1 + slowed * load)
+    each = float(np.polyfit(batch, seconds_alone, 1)[0]) if np.ptp(batch) > 0 else 0.0
+    each = max(each, 0.0)
+    at = float(np.mean(seconds_alone - each * batch))
+    on_line = at + each * batch
+    ratios = np.divide(seconds_alone, on_line, out=np.ones(len(rows)), where=on_line > 0)
+    return Line(at, each, slowed, np.sort(ratios))
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,9 @@ class Station:
     @property
     def most(self) -> float:
         """Photos a second when there is always a full batch: where load = batch / S(batch, load)."""
-        b, s = self.max_batch, self.behind
-        base = s.mean(b, 0.0)
-        if not s.per:
-            return b / base
-        return (math.sqrt(base**2 + 4 * s.per * b) - base) / (2 * s.per)
+        b, slowed = self.max_batch, self.behind.slowed
+        idle = b / self.behind.mean(b, 0.0)
+        return (math.sqrt(1 + 4 * slowed * idle) - 1) / (2 * slowed) if slowed else idle
 
 
 @dataclass(eq=False)

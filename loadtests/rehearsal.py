@@ -91,11 +91,10 @@ def main(args: argparse.Namespace) -> None:
     replayed = Cluster(station, Autoscaler(scaling), delays, made.replicas, 1, rng).run(arrivals, trace.length)
     report(real, replayed.moments, trace.length)
     served = np.array([(one.sent, one.done - one.sent) for one in asked if one.status == HTTPStatus.OK]).T
-    told("Serve", *served, len(asked) - len(served[0]))
+    told("Serve", served[0], served[1], len(asked) - len(served[0]))
     told("simulated", replayed.outcome.sent, replayed.outcome.latency, len(replayed.outcome.refused))
-    print(
-        f"cold start {delays.replica_s:.1f} s; planned {made.fewest} to {made.replicas} replicas, p95 {made.p95:.0f} ms"
-    )
+    planned = f"planned {made.fewest} to {made.replicas} replicas, p95 {made.p95:.0f} ms of {made.p95_ms:g}"
+    print(f"cold start {delays.replica_s:.1f} s; {planned}")
     plots.agreement(real, replayed.moments, trace, args.out / "agreement.png")
 
 

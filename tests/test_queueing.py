@@ -95,16 +95,18 @@ def test_the_same_seed_is_the_same_day() -> None:
 
 
 def test_a_line_is_found_and_never_falls() -> None:
-    rows = [Observed(b, load, 0.1 + 0.02 * b + 0.001 * load) for b in (1, 2, 4) for load in (5, 10, 20)]
-    line = fit(rows)
-    assert (line.at, line.each, line.per) == pytest.approx((0.1, 0.02, 0.001))
-    assert fit([Observed(1, load, 0.2 - 0.001 * load) for load in (1, 50)]).per == 0
+    rows = [Observed(b, load, (0.1 + 0.02 * b) * (1 + 0.005 * load)) for b in (1, 2, 4) for load in (5, 10, 20)]
+    line = fit(rows, slowed=0.005)
+    assert (line.at, line.each) == pytest.approx((0.1, 0.02))
+    assert line.mean(4, 20) == pytest.approx(0.18 * 1.1)
+    assert line.ratios == pytest.approx(np.ones(9))
+    assert fit([Observed(b, 1, 0.2 - 0.01 * b) for b in (1, 8)]).each == 0
     assert fit([Observed(1, 5, 0.2), Observed(1, 5, 0.4)]).mean(1, 5) == pytest.approx(0.3)
 
 
 def test_the_most_is_where_the_load_is_what_it_makes_itself() -> None:
-    """Service 0.05 s + 0.005 s for each photo a second: at 10 a second exactly 0.1 s."""
-    line = Line(0.05, 0.0, 0.005, FIXED)
+    """Service 0.05 s, and as much again at ten photos a second: at ten a second it is 0.1 s."""
+    line = Line(0.05, 0.0, 0.1, FIXED)
     assert Station(NONE, line, line).most == pytest.approx(10)
 
 
