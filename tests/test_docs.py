@@ -179,7 +179,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory, service: Service) -> Iterator
     env |= {"RAY_DASHBOARD_ADDRESS": dashboard(service), "PYTHONPATH": str(ROOT), "RAY_ADDRESS": ""}
     yield Desk(folder, env)
     deploy(service, config(port))
-    assert eventually(lambda: model(service)["sha256"] == before["sha256"])
+    assert eventually(lambda: model(service)["uri"] == before["uri"])
     mine.unlink()
 
 
