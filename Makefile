@@ -13,7 +13,7 @@ export YOLO_AUTOINSTALL := false
 .PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak load capacity bench bench-gpu tune plane steady observe decoding manifests terraform addons e2e secrets licences sbom release lock clean
 
 help: ## what there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 serve: .venv/serve weights ## run the service in the foreground; Ctrl-C stops it
 	@$(BIN)/python -m serve_app serve
