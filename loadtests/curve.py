@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import platform
 import shutil
@@ -26,7 +27,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from loadtests import trace
-from loadtests.clients import Asked, foreign_seconds, offer
+from loadtests.clients import Asked, offer, shares
 from loadtests.mix import Photo
 from loadtests.queueing import Observed, Station, fit
 from loadtests.service import ROOT, Service, config, detector, free_port
@@ -48,6 +49,8 @@ class Step(BaseModel):
 
     offered: float  # requests a second
     others: float = 0.0  # part of the machine that was not for the service and its clients
+    busy: float = 0.0  # cores that were
+    elapsed: float = 0.0  # seconds until the last answer
     answered: float
     seconds: float
     sent: int
@@ -97,13 +100,27 @@ class Curve(BaseModel):
             ready += [Observed(1, load, ms / 1000) for ms in again(step.ready_ms, rng)]
             alone += list(observed(step.alone_ms, load, rng))
             behind += list(observed(step.behind_ms, load, rng))
-        decoding = fit(ready)
-        # Of an engine on the same cores, decoding one more photo a second takes so much. A GPU has its own.
-        slowed = decoding.at / int(self.hardware["cores"]) if self.engine.get("device", "cpu") == "cpu" else 0.0
+        cores, slowed = int(self.hardware["cores"]), 0.0
+        most = min(most_of(drawn, cores), most_of(steps, cores) * 1.2) / self.replicas  # few steps drawn tell nothing
+        for _ in range(5):  # what was measured is slowed already; it settles at once
+            one = fit(behind, slowed).mean(self.max_batch_size, 0.0) / self.max_batch_size
+            slowed = max(0.0, (1 / (most * one) - 1) / most)
         return Station(
-            decoding, fit(alone, slowed), fit(behind, slowed),
+            fit(ready), fit(alone, slowed), fit(behind, slowed),
             self.max_batch_size, self.batch_wait_timeout_s, CONCURRENT_BATCHES, MAX_PREDICTIONS,
         )  # fmt: skip
+
+
+def most_of(steps: Sequence[Step], cores: int) -> float:
+    """Photos a second that fill all cores, by the utilization law (Denning and Buzen 1978); infinite when not told.
+
+    What is busy is a line: what Ray takes in any case, and what each photo takes.
+    """
+    told = np.array([(step.sent / step.elapsed, step.busy) for step in steps if step.elapsed])
+    if len(told) < 2 or np.ptp(told[:, 0]) == 0:
+        return math.inf
+    each, always = np.polyfit(told[:, 0], told[:, 1], 1)
+    return float((cores - max(always, 0.0)) / each) if each > 0 else math.inf
 
 
 def again(values: Sequence[float], rng: np.random.Generator | None) -> list[float]:
@@ -151,7 +168,7 @@ def step_of(run: Offered, seconds: float) -> Step:
     p50, p95, p99 = np.percentile(latency, [50, 95, 99]).round(1).tolist()
     statuses = Counter(one.status for one in asked)
     return Step(
-        offered=run.rate, others=run.others, seconds=seconds,
+        offered=run.rate, others=run.others, busy=run.busy, elapsed=run.elapsed, seconds=seconds,
         answered=round(sum(one.done <= seconds for one in good) / seconds, 3),
         sent=len(asked), refused=statuses[503], failed=len(asked) - len(good) - statuses[503],
         p50_ms=p50, p95_ms=p95, p99_ms=p99,
@@ -208,26 +225,29 @@ def fixed(difference: str, replicas: int) -> dict[str, Any]:
 
 
 class Offered(NamedTuple):
-    """What came of Poisson arrivals, and the part of the machine that others had meanwhile."""
+    """What came of Poisson arrivals; cores that were busy with it, and the part of the machine that others had."""
 
     rate: float
     arrivals: trace.Times
     asked: list[Asked]
-    others: float
+    others: float = 0.0
+    busy: float = 0.0
+    elapsed: float = 0.0  # until the last answer, in seconds
 
 
 def offered(service: Service, photos: list[Photo], rate: float, seconds: float, rng: np.random.Generator) -> Offered:
     """Waits for a moment in which nothing else works on this machine, but not for ever."""
     for _ in range(PATIENCE):
-        before = foreign_seconds(service.pid)
+        _, before = shares(service.pid)
         time.sleep(PEEK_S)
-        if foreign_seconds(service.pid) - before <= QUIET * PEEK_S * CORES:
+        if shares(service.pid)[1] - before <= QUIET * PEEK_S * CORES:
             break
     arrivals = trace.steady(rate, seconds).arrivals(rng)
-    began, before = time.monotonic(), foreign_seconds(service.pid)
+    began, at_first = time.monotonic(), np.array(shares(service.pid))
     asked = uvloop.run(offer(service.url, photos, arrivals))
-    others = (foreign_seconds(service.pid) - before) / (time.monotonic() - began) / CORES
-    return Offered(rate, arrivals, asked, round(others, 3))
+    elapsed = time.monotonic() - began
+    busy, others = ((np.array(shares(service.pid)) - at_first) / elapsed).tolist()
+    return Offered(rate, arrivals, asked, round(others / CORES, 3), round(busy, 3), round(elapsed, 2))
 
 
 def step(service: Service, photos: list[Photo], rate: float, seconds: float, rng: np.random.Generator) -> Step:

@@ -111,7 +111,8 @@ def started(folder: Path, url: str) -> Iterator[Prometheus]:
                 if httpx.get(f"{url}/-/ready", trust_env=False).is_success:
                     break
             except httpx.TransportError:
-                time.sleep(0.2)
+                pass
+            time.sleep(0.2)
         else:
             raise TimeoutError(f"{url} does not answer")
         with httpx.Client(timeout=30, trust_env=False) as http:

@@ -9,7 +9,7 @@ import pytest
 
 from loadtests import trace
 from loadtests.clients import Asked
-from loadtests.curve import Curve, Offered, Step, follows, step_of
+from loadtests.curve import Curve, Offered, Step, follows, most_of, step_of
 from loadtests.queueing import Line, Observed, Outcome, Station, allen_cunneen, erlang_c, fit, simulate
 
 NONE = Line(0.0, 0.0, 0.0, np.array([1.0]))
@@ -133,6 +133,16 @@ def test_what_is_refused_or_late_is_not_followed() -> None:
     assert not follows(followed.model_copy(update={"answered": 5.0}))
     with pytest.raises(ValueError, match="no answer"):
         step_of(run_of([Asked(0, 1, 503, {}, 0)], 1), 1)
+
+
+def test_a_replica_that_fills_the_cores_can_do_no_more() -> None:
+    """0.2 cores in any case and 0.15 for each photo a second fill two at twelve photos a second."""
+    steps = [synthetic(0.05, [load]).steps[0] for load in (3.0, 6.0)]
+    told = [s.model_copy(update={"elapsed": 200.0, "busy": 0.2 + 0.15 * s.sent / 200}) for s in steps]
+    assert most_of(told, 2) == pytest.approx(12)
+    assert most_of(steps, 2) == math.inf, "of a curve that does not tell"
+    curve = synthetic(0.05, [3.0]).model_copy(update={"steps": told})
+    assert curve.station().most == pytest.approx(12, rel=0.05), "not the 20 that its engine could"
 
 
 def synthetic(seconds: float, loads: list[float]) -> Curve:
