@@ -100,8 +100,7 @@ class Curve(BaseModel):
             ready += [Observed(1, load, ms / 1000) for ms in again(step.ready_ms, rng)]
             alone += list(observed(step.alone_ms, load, rng))
             behind += list(observed(step.behind_ms, load, rng))
-        cores, slowed = int(self.hardware["cores"]), 0.0
-        most = min(most_of(drawn, cores), most_of(steps, cores) * 1.2) / self.replicas  # few steps drawn tell nothing
+        most, slowed = most_of(steps, int(self.hardware["cores"])) / self.replicas, 0.0
         for _ in range(5):  # what was measured is slowed already; it settles at once
             one = fit(behind, slowed).mean(self.max_batch_size, 0.0) / self.max_batch_size
             slowed = max(0.0, (1 / (most * one) - 1) / most)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import uvloop
 
-from loadtests import clients, trace
+from loadtests import clients
 from loadtests.curve import QUIET, Curve, Offered, fixed, hardware, offered, step_of
 from loadtests.mix import mix
 from loadtests.plan import Interval, interval
@@ -70,23 +70,26 @@ def curve_of(found: list[Offered], args: argparse.Namespace) -> Curve:
 
 
 def compared(curve: Curve, replicas: int, found: list[Offered], seed: int) -> Iterator[Row]:
-    """p95 of each load over all rounds, with the arrivals that there were."""
+    """p95 of each load with the arrivals that there were: the median of the rounds: one may be slow."""
     for rate in sorted({run.rate for run in found}):
-        rounds = [(run.arrivals, run.asked) for run in found if run.rate == rate]
-        answered = [one for _, asked in rounds for one in asked if one.status == HTTPStatus.OK]
-        measured = np.percentile([one.done - one.sent for one in answered], 95) * 1000
+        rounds = [run for run in found if run.rate == rate]
+        measured = statistics.median(p95(run.asked) for run in rounds)
         rng = np.random.default_rng(seed)
-        each = [p95(curve.station(rng), replicas, [a for a, _ in rounds], rng) for _ in range(DRAWS)]
-        middle = p95(curve.station(), replicas, [a for a, _ in rounds] * DRAWS, rng)
-        actual = np.mean([len(arrivals) / arrivals[-1] for arrivals, _ in rounds]).item()
-        formula = allen_cunneen(curve.station(), replicas, actual) * 1000
-        yield Row(f"p95 at {actual:.1f}/s, {of(replicas)}, ms", float(measured), interval(each, middle), formula)
+        each = [foretold(curve.station(rng), replicas, rounds, rng) for _ in range(DRAWS)]
+        middle = statistics.median(foretold(curve.station(), replicas, rounds, rng) for _ in range(DRAWS))
+        actual = statistics.median(len(run.arrivals) / run.arrivals[-1] for run in rounds)
+        formula = allen_cunneen(curve.station(), replicas, float(actual)) * 1000
+        yield Row(f"p95 at {actual:.1f}/s, {of(replicas)}, ms", measured, interval(each, middle), formula)
 
 
-def p95(station: Station, replicas: int, rounds: list[trace.Times], rng: np.random.Generator) -> float:
-    """Of all rounds together, in ms."""
-    latencies = [simulate(station, replicas, arrivals, rng).latency for arrivals in rounds]
-    return float(np.percentile(np.concatenate(latencies), 95)) * 1000
+def p95(asked: list[clients.Asked]) -> float:
+    """In ms."""
+    return float(np.percentile([one.done - one.sent for one in asked if one.status == HTTPStatus.OK], 95)) * 1000
+
+
+def foretold(station: Station, replicas: int, rounds: list[Offered], rng: np.random.Generator) -> float:
+    """The median of the rounds' p95, in ms."""
+    return statistics.median(simulate(station, replicas, run.arrivals, rng).percentile() * 1000 for run in rounds)
 
 
 def largest(curve: Curve, replicas: int, measured: float, seed: int) -> Row:
@@ -111,7 +114,7 @@ def main(args: argparse.Namespace) -> None:
     for replicas in range(2, args.replicas + 1):
         more, rate, _ = runs(args, replicas, UNSEEN, most)
         rows += [*compared(curve, replicas, more, args.seed), largest(curve, replicas, rate, args.seed)]
-    print("| what | measured | simulated (5 % to 95 %) | error | Allen-Cunneen | error |\n|---|---|---|---|---|---|")
+    print("| what | measured | simulated (interval) | error | Allen-Cunneen | error |\n|---|---|---|---|---|---|")
     for what, measured, simulated, formula in rows:
         off, other = simulated.middle / measured - 1, formula / measured - 1
         print(f"| {what} | {measured:.1f} | {simulated:.1f} | {off:+.0%} | {formula:.1f} | {other:+.0%} |")
