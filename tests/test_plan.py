@@ -117,7 +117,7 @@ def test_check_has_nothing_to_say_of_production_with_the_patches(
 ) -> None:
     """As if it had been measured with four replicas on one GPU."""
     gpu = measured.model_copy(update={"hardware": {"gpu": "L4", "cores": 8}, "replicas": 4})
-    large = plan.make(gpu, 80, 600, availability="zone")
+    large = plan.make(gpu, 160, 600, availability="zone")
     assert large.nodes > 4, "more than production has room for as it is"
     assert check(applied(read(rendered["production"]), large)) == []
     small = applied(read(rendered["production"]), large)
