@@ -15,7 +15,7 @@ def main(uri: str) -> None:
     """Raises WeightsError, SystemExit."""
     pinned = Store().pin(uri)
     if not pinned.manifest or not pinned.manifest.golden:
-        sys.exit(f"{pinned.uri} has no golden set: make one, look through it, and publish by hand (serve_app/README.md)")
+        sys.exit(f"{pinned.uri} has no golden set: make one and publish by hand, see serve_app/README.md")
     golden = pinned.manifest.golden
     Path("golden.json").write_text(golden.model_dump_json(indent=1))
     photos = Path("photos")

@@ -81,8 +81,9 @@ class LiveWeights:
         old = self.now if self._asked else None
         self._loading = uri
         try:
+            outcome = "live"
             if self._before and uri == self._before.pinned.uri:
-                new = self._before
+                new, outcome = self._before, "back"
                 new.warm(sizes, self._size)
             else:
                 new = loader.load(
@@ -100,7 +101,7 @@ class LiveWeights:
             self._loading = None
         self.now, self._before, self._asked = new, old, uri  # a batch that has begun keeps the network it began with
         holder.accept(new.pinned.uri)
-        self._swaps.inc(tags={"outcome": "live"})
+        self._swaps.inc(tags={"outcome": outcome})
         self.show()
         logger.info("weights live: %s", new.pinned.uri)
 

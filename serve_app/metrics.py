@@ -50,7 +50,7 @@ def settings_refused_total() -> Counter:
 
 
 def swaps_total() -> Counter:
-    """Changes of weights by outcome: `live`, or the reason of the refusal (`errors.WeightsError`)."""
+    """Changes of weights by outcome: `live`, `back` to those before, or the `reason` of a WeightsError."""
     return Counter("recognition_weights_swaps_total", "Changes of weights by outcome", ("outcome",))
 
 
@@ -61,5 +61,5 @@ def weights_live() -> Gauge:
 
 
 def load_seconds_total() -> Counter:
-    """Time of each step from an address to weights that serve: a cold start, or a swap. Over their number, a mean."""
+    """Time of each step from an address to weights that serve: a cold start, or a swap. Over `live` swaps: a mean."""
     return Counter("recognition_weights_load_seconds_total", "Time of each step until weights serve", ("step",))

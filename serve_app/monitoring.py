@@ -29,8 +29,8 @@ def rules() -> Yaml:
         for name, expr in alerts["ratios"].items()
         for window in alerts["windows"]
     ]
-    groups = {"recognition-objectives": records, "recognition-alerts": [alert(one) for one in alerts["alerts"]]}
-    return {"groups": [{"name": name, "rules": rules} for name, rules in groups.items()]}
+    # One group: Prometheus evaluates it in order, so that an alert sees the ratios of its own moment.
+    return {"groups": [{"name": "recognition", "rules": records + [alert(one) for one in alerts["alerts"]]}]}
 
 
 def alert(one: Yaml) -> Yaml:

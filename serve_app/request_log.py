@@ -23,6 +23,7 @@ from serve_app.settings import PredictOptions
 logger = logging.getLogger("ray.serve")
 ASKED = ("/v1/", "/v2/models/", "/invocations")
 FACTS = "recognition.facts"  # in the ASGI scope
+LONGEST_PATH = 500  # characters of it that are logged
 SILENT = 499  # the status by which proxies tell that the client has gone
 
 
@@ -50,8 +51,11 @@ class RequestLog:
 
         try:
             await self.app(scope, receive, send_and_see)
+        except Exception:  # answered, and told with its traceback, further out: see problems.py
+            status, facts["code"] = AppError.status, AppError.code
+            raise
         finally:
-            path = scope["raw_path"].decode("ascii", "replace")  # still encoded: a line stays one line
+            path = scope["raw_path"][:LONGEST_PATH].decode("ascii", "replace")  # still encoded: a line stays one line
             if status == SILENT:
                 facts["code"] = "cancelled"
             facts |= {"method": scope["method"], "path": path, "status": status, "trace_id": tracing.trace_id()}
