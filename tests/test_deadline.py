@@ -68,6 +68,7 @@ def detector() -> Any:
     made = Detector.__new__(Detector)
     made._live = SimpleNamespace(now=SimpleNamespace(model=Network(), weights=None))
     made._seconds = made._queue = SimpleNamespace(observe=lambda *_: None)
+    made._engine = SimpleNamespace(inc=lambda *_: None)
     made._watch = Watch()
     places: list[Place] = []
 
