@@ -236,5 +236,5 @@ def test_a_cluster_takes_the_keys_as_the_guide_says(tmp_path: Path, rendered: di
     overlay_read = deployed.read(tmp_path / "built.yaml")
     assert check.check(overlay_read) == []
     worker = overlay_read.workers["template"]["spec"]
-    assert {volume["name"] for volume in worker["volumes"]} >= {"ray", "logs", "keys"}
+    assert {volume["name"] for volume in worker["volumes"]} >= {"ray-logs", "logs", "keys"}
     assert "/etc/recognition-keys" in {mount["mountPath"] for mount in worker["containers"][0]["volumeMounts"]}
