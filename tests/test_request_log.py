@@ -14,7 +14,7 @@ import pytest
 import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from loadtests.service import Service, running
+from loadtests.service import Service, free_port, running
 from tests.conftest import ROOT, http_server
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -122,7 +122,7 @@ def traced(graph_config: dict[str, Any]) -> Iterator[Service]:
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector)
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
         content = json.loads(json.dumps(graph_config))
-        content["http_options"]["port"] += 1
+        content["http_options"]["port"] = free_port()
         content["tracing_config"] = {
             "enabled": True, "exporter_import_path": "serve_app.tracing:exporter", "sampling_ratio": 1.0,
         }  # fmt: skip
