@@ -73,10 +73,12 @@ def http_server(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[s
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:  # else the thread keeps the process of a test that failed alive
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def kubectl() -> str:
