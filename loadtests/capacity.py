@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtests import curve as curves
-from loadtests import plan, plots, trace
+from loadtests import curve, plots, sizing, sweep, trace
 from loadtests.autoscaler import Autoscaler
 from loadtests.mix import mix
 from loadtests.plan import Instance, Plan
@@ -30,10 +29,10 @@ OUT = ROOT / "build" / "capacity"
 
 def measure(args: argparse.Namespace) -> int:
     """Starts the service and writes its curve."""
-    content = curves.fixed(args.difference, 1)  # the batches of several could not be told apart in their answers
+    content = sweep.fixed(args.difference, 1)  # the batches of several could not be told apart in their answers
     with running(content) as service:
-        found = curves.measure(content, service, mix(args.photos), seconds=args.seconds, rounds=args.rounds)
-    curves.write(found, args.out)
+        found = sweep.measure(content, service, mix(args.photos), seconds=args.seconds, rounds=args.rounds)
+    curve.write(found, args.out)
     print(f"{found.station().most:.1f} photos/s in one replica at most; wrote {args.out}")
     return 0
 
@@ -47,15 +46,15 @@ def planned(args: argparse.Namespace) -> Plan:
     for path, instance in zip(args.curve, instances * (len(args.curve) // len(instances)), strict=True):
         try:
             made.append(
-                plan.make(
-                    curves.read(path), args.peak_rps, args.p95_ms,
+                sizing.make(
+                    curve.read(path), args.peak_rps, args.p95_ms,
                     availability=args.availability, instance=instance, low_rps=args.low_rps,
                 )
             )  # fmt: skip
-        except plan.Unreachable as error:
+        except sizing.Unreachable as error:
             refused.append(f"{path}: {error}")
     if not made:
-        raise plan.Unreachable("\n".join(refused))
+        raise sizing.Unreachable("\n".join(refused))
     return min(made, key=lambda one: (one.nodes * (one.instance.hourly if one.instance else 1.0), one.p95.middle))
 
 

@@ -17,11 +17,13 @@ import numpy as np
 import uvloop
 
 from loadtests import clients
-from loadtests.curve import QUIET, Curve, Offered, fixed, hardware, offered, step_of
+from loadtests.curve import QUIET, Curve
 from loadtests.mix import mix
-from loadtests.plan import Interval, interval
+from loadtests.plan import Interval
 from loadtests.queueing import Station, allen_cunneen, simulate
 from loadtests.service import detector, running
+from loadtests.sizing import interval
+from loadtests.sweep import Offered, fixed, hardware, offered, step_of
 
 SEEN = (0.2, 0.35, 0.5, 0.65)  # of the largest rate
 UNSEEN = (0.43, 0.58, 0.75, 0.85)

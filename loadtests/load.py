@@ -13,11 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
-
-from loadtests.service import ROOT, config, free_port, running
+from loadtests.service import ROOT, running, shipped
 from loadtests.shapes import SHAPES
-from serve_app import configuration
 
 REPORT_EVERY_S = "10"
 
@@ -28,8 +25,7 @@ def target(url: str | None, difference: str) -> Iterator[str]:
     if url:
         yield url
         return
-    content = configuration.merged(config(free_port()), yaml.safe_load(difference) or {})
-    with running(content) as service:
+    with running(shipped(difference)) as service:
         yield service.url
 
 

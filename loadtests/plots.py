@@ -10,9 +10,10 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from loadtests.plan import Plan, at, interval
+from loadtests.plan import Plan
 from loadtests.queueing import Array, Station
 from loadtests.replay import Moment, Replayed
+from loadtests.sizing import at, interval
 from loadtests.slo import Objective
 from loadtests.trace import Trace
 

@@ -11,21 +11,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import os
 import time
 from http import HTTPStatus
 from pathlib import Path
 
 import numpy as np
 import uvloop
-import yaml
 
-from loadtests import clients, curve, plan, plots
+from loadtests import clients, curve, plots, sizing
 from loadtests.autoscaler import Autoscaler
 from loadtests.mix import mix
 from loadtests.queueing import Array
 from loadtests.replay import Cluster, Delays, Moment
-from loadtests.service import ROOT, Service, config, detector, free_port, running, status
+from loadtests.service import ROOT, Service, detector, running, shipped, status
 from loadtests.trace import Trace
 from serve_app import configuration
 
@@ -74,14 +72,13 @@ def main(args: argparse.Namespace) -> None:
     """Prints the agreement."""
     measured = curve.read(args.curve)
     most = measured.station().most
-    made = plan.make(measured, 2.2 * most, args.p95_ms, availability="none", low_rps=0.3 * most)
+    made = sizing.make(measured, 2.2 * most, args.p95_ms, availability="none", low_rps=0.3 * most)
     patch = made.serve()
     door = detector(patch)
     door["autoscaling_config"]["downscale_delay_s"] = args.downscale_delay_s
     scaling = door["autoscaling_config"]
     door["ray_actor_options"] = {"num_cpus": 0.3}  # so that all of them find a place here
-    content = configuration.merged(configuration.merged(config(free_port()), yaml.safe_load(CLOCKWORK)), patch)
-    os.environ["PYTHONPATH"] = str(ROOT)
+    content = configuration.merged(shipped(CLOCKWORK), patch)
     trace = Trace((0, 60, 200, 380), (0.3 * most, 2.2 * most, 0.3 * most))
     arrivals = trace.arrivals(np.random.default_rng(args.seed))
     with running(content) as service:

@@ -18,6 +18,8 @@ import httpx
 import psutil
 import yaml
 
+from serve_app import configuration
+
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 300
 READY = "Ready:"  # how the line begins that `serve_app serve` prints once it answers
@@ -49,6 +51,14 @@ def config(port: int, **args: str | float) -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     content["http_options"]["port"] = port
     content["applications"][0]["args"].update(args)
+    return content
+
+
+def shipped(difference: str) -> dict[str, Any]:
+    """`serve_config.yaml` on a free port, with YAML laid over it."""
+    content: dict[str, Any] = configuration.merged(config(free_port()), yaml.safe_load(difference) or {})
+    if content["applications"][0]["import_path"].startswith("loadtests."):
+        os.environ["PYTHONPATH"] = str(ROOT)  # where the replicas find it
     return content
 
 

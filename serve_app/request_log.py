@@ -22,7 +22,7 @@ from serve_app.settings import PredictOptions
 
 logger = logging.getLogger("ray.serve")
 ASKED = ("/v1/", "/v2/models/", "/invocations")
-FACTS = "recognition.facts"  # in the ASGI scope
+FACTS, DETAILED = "recognition.facts", "recognition.detailed"  # in the ASGI scope
 LONGEST_PATH = 500  # characters of it that are logged
 SILENT = 499  # the status by which proxies tell that the client has gone
 
@@ -41,7 +41,7 @@ class RequestLog:
         began, status = time.perf_counter(), SILENT
         facts: dict[str, Any] = {"code": "ok"}
         scope[FACTS] = facts
-        scope["recognition.detailed"] = self._chosen(HTTPConnection(scope).headers.get("x-request-id", ""))
+        scope[DETAILED] = self._chosen(HTTPConnection(scope).headers.get("x-request-id", ""))
 
         async def send_and_see(message: Message) -> None:
             nonlocal status
@@ -88,7 +88,7 @@ def tell_outcome(request: HTTPConnection, options: PredictOptions, done: list[Fi
         "batch_size": max(f.batch_size for f in finished),
     }
     tell(request, **slowest, **model, **count, detections=sum(len(f.found.class_id) for f in finished))
-    if request.scope.get("recognition.detailed"):
+    if request.scope.get(DETAILED):
         tell(request, options=options.model_dump(mode="json"), details=[detail(one) for one in done])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import importlib.metadata
+import importlib.util
 import shutil
 import subprocess
 import threading
@@ -79,6 +80,16 @@ def http_server(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[s
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def script(path: Path) -> Any:
+    """A script outside of any package, as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def kubectl() -> str:

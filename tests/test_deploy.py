@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, script
 
 SCRIPT = ROOT / ".github" / "deploy.py"
 OLD, NEW = "image: recognition@sha256:old", "image: recognition@sha256:new"
@@ -87,19 +86,10 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return Cluster(tmp_path)
 
 
-def imported() -> Any:
-    spec = importlib.util.spec_from_file_location("deploy", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def deploy(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The script, in a hurry, and with an upgrade without traffic."""
-    module = imported()
+    module = script(SCRIPT)
     for name, seconds in (("SETTLE_S", 0.5), ("WATCH_S", 0.5), ("EVERY_S", 0.05)):
         monkeypatch.setattr(module, name, seconds)
     monkeypatch.setattr(module, "drill", lambda manifests, _url: module.apply(manifests))
@@ -182,7 +172,7 @@ def test_the_manifests_have_pages_and_the_prometheus_that_is_asked(rendered: dic
 
 
 def test_with_the_way_back_it_fits_the_hour_of_the_role() -> None:
-    module = imported()
+    module = script(SCRIPT)
     assert 2 * module.SETTLE_S + module.WATCH_S < 3600 - 300
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
-from loadtests import curve, plan
-from loadtests.plan import Instance, Plan, Unreachable, spare
+from loadtests import curve, sizing
+from loadtests.plan import Availability, Instance, Plan
+from loadtests.sizing import Unreachable, spare
 from serve_app import configuration, manifests
 from serve_app.check import check
 from serve_app.deployed import Deployed, read
@@ -28,7 +29,7 @@ def measured() -> curve.Curve:
 
 @pytest.fixture(scope="module")
 def made(measured: curve.Curve) -> Plan:
-    return plan.make(measured, 40, 500, availability="zone", instance=Instance("c7i.large", 0.09))
+    return sizing.make(measured, 40, 500, availability="zone", instance=Instance("c7i.large", 0.09))
 
 
 def test_a_curve_survives_its_file(measured: curve.Curve, tmp_path: Path) -> None:
@@ -52,26 +53,26 @@ def test_the_plan_is_as_large_as_needed(made: Plan, measured: curve.Curve) -> No
     assert made.p95.high <= 500
     assert made.needed >= 40 / made.most.high, "never above what a replica can do"
     station, rng = measured.station(), np.random.default_rng(7)
-    fewer = plan.at(station, made.needed - 2, 40, rng).percentile()
+    fewer = sizing.at(station, made.needed - 2, 40, rng).percentile()
     assert fewer * 1000 > made.p95.low, "and not larger for nothing"
 
 
 def test_more_peak_or_less_patience_never_costs_less(measured: curve.Curve) -> None:
-    sizes = [plan.make(measured, peak, 500).needed for peak in (5, 40)]
+    sizes = [sizing.make(measured, peak, 500).needed for peak in (5, 40)]
     assert sizes == sorted(sizes)
-    assert plan.make(measured, 20, 250).needed >= plan.make(measured, 20, 1000).needed
+    assert sizing.make(measured, 20, 250).needed >= sizing.make(measured, 20, 1000).needed
 
 
 def test_an_objective_below_an_idle_replica_is_unreachable(measured: curve.Curve) -> None:
     with pytest.raises(Unreachable, match="no number will do"):
-        plan.make(measured, 5, 20)
+        sizing.make(measured, 5, 20)
 
 
 @pytest.mark.parametrize(
     ("nodes", "availability", "with_spare"),
     [(3, "none", 3), (3, "node", 4), (1, "zone", 2), (2, "zone", 3), (4, "zone", 6), (6, "zone", 9)],
 )
-def test_what_may_be_lost_is_spare(nodes: int, availability: plan.Availability, with_spare: int) -> None:
+def test_what_may_be_lost_is_spare(nodes: int, availability: Availability, with_spare: int) -> None:
     assert spare(nodes, availability) == with_spare
 
 
@@ -117,7 +118,7 @@ def test_check_has_nothing_to_say_of_production_with_the_patches(
 ) -> None:
     """As if it had been measured with four replicas on one GPU."""
     gpu = measured.model_copy(update={"hardware": {"gpu": "L4", "cores": 8}, "replicas": 4})
-    large = plan.make(gpu, 160, 600, availability="zone")
+    large = sizing.make(gpu, 160, 600, availability="zone")
     assert large.nodes > 4, "more than production has room for as it is"
     assert check(applied(read(rendered["production"]), large)) == []
     small = applied(read(rendered["production"]), large)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, script
 
 SCRIPT = ROOT / ".github" / "release.py"
 CHANGELOG = """# Changelog
@@ -30,12 +29,7 @@ CHANGELOG = """# Changelog
 
 @pytest.fixture
 def release() -> Any:
-    spec = importlib.util.spec_from_file_location("release", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(SCRIPT)
 
 
 @pytest.fixture

@@ -1,0 +1,124 @@
+"""From a curve, a peak and an objective to a plan.
+
+How many replicas suffice is simulated (queueing.py). The interval is a bootstrap over the curve's measurements, 5 % to
+95 %, and OFF more each way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+
+from loadtests import trace
+from loadtests.curve import Curve
+from loadtests.plan import Availability, Instance, Interval, Plan
+from loadtests.queueing import Outcome, Station, simulate
+from serve_app.settings import MAX_PREDICTIONS
+
+ZONES = 3
+DRAWS, REQUESTS = 20, 4000  # of the bootstrap; simulated at a time
+MOST_REPLICAS = 2000
+OFF = 0.15  # of a real engine's predictions held out, see RESULTS.md; a machine is that much slower at other times
+METRICS_S = 2  # metrics_interval_s of the shipped overlay
+LEAST_LOOK_BACK_S, MOST_LOOK_BACK_S = 10, 60
+
+
+class Unreachable(ValueError):
+    """No number of replicas meets the objective; the message says why."""
+
+
+def make(
+    curve: Curve, peak_rps: float, p95_ms: float, *, availability: Availability = "node",
+    instance: Instance | None = None, low_rps: float | None = None, seed: int = 0,
+) -> Plan:  # fmt: skip
+    """The smallest that meets the objective at the upper end of the interval. Raises Unreachable."""
+    rng = np.random.default_rng(seed)
+    station = curve.station()
+    drawn = [curve.station(rng) for _ in range(DRAWS)]
+    per_node = curve.replicas
+    needed, p95 = smallest(station, drawn, peak_rps, p95_ms=p95_ms, rng=rng, per_node=per_node)
+    nodes = spare(math.ceil(needed / per_node), availability)
+    # Below the peak the autoscaler takes the others away; what is lost at night must be borne too.
+    quiet = min(low_rps or peak_rps / 4, peak_rps)
+    low, _ = smallest(station, drawn, quiet, p95_ms=p95_ms, rng=rng, per_node=per_node)
+    fewest_nodes = min(spare(math.ceil(low / per_node), availability), nodes)
+    fewest = low if availability == "none" else fewest_nodes * per_node  # each node has some, whichever is lost
+    spread = at(station, nodes * per_node, peak_rps, rng, nodes)
+    edge = largest(station, needed, p95_ms, rng, math.ceil(needed / per_node))
+    target = round(peak_rps * float(np.mean(spread.latency)) / (nodes * per_node), 2)
+    calm = at(station, fewest, quiet, rng, fewest_nodes)
+    return Plan(
+        curve, peak_rps, p95_ms, availability, instance, needed, nodes * per_node, fewest, nodes, fewest_nodes, p95,
+        interval([one.most for one in drawn], station.most),
+        target_ongoing=target,
+        look_back_s=steady_look_back(quiet * float(np.mean(calm.latency)), target),
+        target_wait_s=round(max(float(np.mean(edge.waited)), 0.01), 3),
+        room=int(min(max(math.ceil(2 * station.most * p95_ms / 1000), 2 * curve.max_batch_size), MAX_PREDICTIONS)),
+    )  # fmt: skip
+
+
+def smallest(
+    station: Station, drawn: list[Station], rate: float, *, p95_ms: float, rng: np.random.Generator, per_node: int
+) -> tuple[int, Interval]:
+    """Replicas that meet the objective, and their p95 in ms."""
+    idle = at(station, 1, 0.02 * station.most, rng).percentile() * 1000
+    if idle > p95_ms:
+        raise Unreachable(f"an idle replica has a p95 of {idle:.0f} ms, {p95_ms:.0f} ms are wanted: no number will do")
+    for number in range(max(1, math.ceil(rate / station.most)), MOST_REPLICAS):
+        fronts = math.ceil(number / per_node)
+        if at(station, number, rate, rng, fronts).percentile() * 1000 <= p95_ms:
+            found = predicted(drawn, number, rate, rng, fronts)
+            if found.high <= p95_ms:
+                return number, found
+    raise Unreachable(f"more than {MOST_REPLICAS} replicas")
+
+
+def predicted(drawn: list[Station], number: int, rate: float, rng: np.random.Generator, fronts: int) -> Interval:
+    """p95 in ms."""
+    each = [at(one, number, rate, rng, fronts).percentile() * 1000 for one in drawn]
+    return interval(each, float(np.median(each)))
+
+
+def largest(station: Station, number: int, p95_ms: float, rng: np.random.Generator, fronts: int) -> Outcome:
+    """What happens at the largest load at which they still meet the objective."""
+    low, high = 0.0, number * station.most
+    for _ in range(8):
+        middle = (low + high) / 2
+        tried = at(station, number, middle, rng, fronts)
+        if tried.percentile() * 1000 <= p95_ms:
+            low, found = middle, tried
+        else:
+            high = middle
+    return found
+
+
+def interval(values: list[float], middle: float) -> Interval:
+    """Around an estimate: what chance did to the measurement, and what the model and the machine are off by."""
+    low, high = np.percentile(values, [5, 95]).tolist()
+    return Interval(min(low, middle) * (1 - OFF), middle, max(high, middle) * (1 + OFF))
+
+
+def at(station: Station, number: int, rate: float, rng: np.random.Generator, fronts: int = 1) -> Outcome:
+    """REQUESTS Poisson arrivals."""
+    return simulate(station, number, trace.steady(rate, REQUESTS / rate).arrivals(rng), rng, fronts)
+
+
+def steady_look_back(ongoing: float, target: float) -> float:
+    """Seconds over which three sigma of the mean of `ongoing` requests are less than one replica's share.
+
+    Each replica notes their number every METRICS_S, about Poisson. With a shorter time a replica is never taken away:
+    one moment in `downscale_delay_s` that calls for it keeps it.
+    """
+    notes = math.ceil(9 * ongoing / target**2)
+    return float(min(max(notes * METRICS_S, LEAST_LOOK_BACK_S), MOST_LOOK_BACK_S))
+
+
+def spare(nodes: int, availability: Availability) -> int:
+    """Nodes of which one, or those of one of ZONES zones, may be lost while the others carry the load."""
+    if availability == "node":
+        return nodes + 1
+    if availability == "zone":
+        return next(n for n in itertools.count(nodes + 1) if n - math.ceil(n / ZONES) >= nodes)
+    return nodes
