@@ -29,10 +29,11 @@ def name(legend: str, labels: Labels) -> str:
 
 def draw(asked: Prometheus, board: str, file: Path, seconds: float) -> None:
     """One dashboard's panels over the last `seconds`, as a PNG; those that need a GPU or a cluster stay out."""
-    panels = [one for one in monitoring.source("dashboards")[board]["panels"] if "needs" not in one]
+    content = monitoring.source("dashboards")[board]
+    panels = [one for one in content["panels"] if "needs" not in one]
     rows = -(-len(panels) // COLUMNS)
     figure, axes = plt.subplots(rows, COLUMNS, figsize=(15, 2.9 * rows), squeeze=False, layout="constrained")
-    figure.suptitle(monitoring.source("dashboards")[board]["title"])
+    figure.suptitle(content["title"])
     figure.supxlabel("seconds from now", fontsize=9)
     for one, axis in zip(panels, axes.flat, strict=False):
         (stat if one.get("stat") else lines)(asked, one, axis, seconds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import subprocess
 import tempfile
@@ -17,12 +16,11 @@ from typing import Any
 import httpx
 import yaml
 
-from loadtests.service import Service, free_port, running
+from loadtests.service import Service, free_port, ray_files, running
 from serve_app import monitoring
 
 Labels = dict[str, str]
 WINDOW = "1m"  # what Grafana makes of $__rate_interval at this scrape interval
-HAPROXY = "RAY_SERVE_HAPROXY_METRICS_PORT"
 
 
 class Prometheus:
@@ -75,19 +73,11 @@ def observed(content: dict[str, Any]) -> Iterator[tuple[Service, Prometheus]]:
         raise FileNotFoundError("no Prometheus: apt-get install prometheus")
     prometheus = f"http://127.0.0.1:{free_port(9400)}"
     haproxy = str(free_port(9300))
-    before = {name: os.environ.get(name) for name in (HAPROXY, "RAY_PROMETHEUS_HOST")}
-    os.environ |= {HAPROXY: haproxy, "RAY_PROMETHEUS_HOST": prometheus}  # Ray's dashboard asks it too
-    try:
-        with running(content) as service, tempfile.TemporaryDirectory(prefix="prometheus-") as folder:
-            ray = next(line for line in service.lines if "Ray's files are in" in line).split()[-1]
-            configure(Path(folder), Path(ray), haproxy)
-            with started(Path(folder), prometheus) as asked:
-                yield service, asked
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+    env = {"RAY_SERVE_HAPROXY_METRICS_PORT": haproxy, "RAY_PROMETHEUS_HOST": prometheus}  # Ray's dashboard asks it too
+    with running(content, env=env) as service, tempfile.TemporaryDirectory(prefix="prometheus-") as folder:
+        configure(Path(folder), ray_files(service), haproxy)
+        with started(Path(folder), prometheus) as asked:
+            yield service, asked
 
 
 def configure(folder: Path, ray: Path, haproxy_port: str) -> None:

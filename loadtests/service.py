@@ -63,15 +63,17 @@ def shipped(difference: str) -> dict[str, Any]:
 
 
 @contextmanager
-def running(content: dict[str, Any], stop: signal.Signals = signal.SIGINT) -> Iterator[Service]:
-    """Yields the service once it is ready, and stops it at the end. Raises NotStarted."""
+def running(
+    content: dict[str, Any], stop: signal.Signals = signal.SIGINT, env: dict[str, str] | None = None
+) -> Iterator[Service]:
+    """Yields the service once it is ready, `env` added to its environment; stops it at the end. Raises NotStarted."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(content, file)
         file.flush()
         process = subprocess.Popen(
             [sys.executable, "-m", "serve_app", "serve", "--config", file.name],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,
+            start_new_session=True, env=os.environ | (env or {}),
         )  # fmt: skip
         lines: list[str] = []
         told = threading.Event()
@@ -102,6 +104,11 @@ def deploy(service: Service, content: dict[str, Any]) -> None:
         typed = [f"{Path(sys.executable).parent}/serve", "deploy", "-a", dashboard(service), file.name]
         env = os.environ | {"RAY_AUTH_MODE": "token"}
         subprocess.run(typed, capture_output=True, timeout=60, check=True, env=env)
+
+
+def ray_files(service: Service) -> Path:
+    """The folder of its Ray, which goes with it."""
+    return Path(next(line for line in service.lines if "Ray's files are in" in line).split()[-1])
 
 
 def dashboard(service: Service) -> str:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from loadtests.service import NotStarted, command, config, free_port, running
+from loadtests.service import NotStarted, command, config, free_port, ray_files, running
 from serve_app.__main__ import main
 from tests.conftest import ROOT
 
@@ -95,12 +95,12 @@ def test_a_signal_ends_all_that_was_started(sent: signal.Signals) -> None:
         (dashboard,) = (p for p, told in commands.items() if "dashboard.py" in told)
         ports = [c.laddr.port for c in dashboard.net_connections("tcp") if c.laddr.ip == "127.0.0.1" and not c.raddr]
         assert httpx.get(f"http://127.0.0.1:{ports[0]}/api/jobs/").status_code == 401, "Ray asks for its token"
-        folder = next(line for line in service.lines if "Ray's files are in" in line).split()[-1]
-        assert Path(folder).exists()
+        folder = ray_files(service)
+        assert folder.exists()
     assert any("Stopping ..." in line for line in service.lines)
     psutil.wait_procs(family, timeout=10)
     assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
-    assert not Path(folder).exists()
+    assert not folder.exists()
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{service.url}/livez")
 

@@ -6,7 +6,6 @@ import http.server
 import json
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +13,7 @@ import pytest
 import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from loadtests.service import Service, free_port, running
+from loadtests.service import Service, free_port, ray_files, running
 from tests.conftest import ROOT, http_server
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -44,9 +43,8 @@ class Collector(http.server.BaseHTTPRequestHandler):
 
 def lines(service: Service) -> list[dict[str, Any]]:
     """Of all requests."""
-    folder = next(line for line in service.lines if "Ray's files are in" in line).split()[-1]
     (pattern,) = (one["path"].removeprefix(MOUNTED) for one in FLUENT_BIT["pipeline"]["inputs"])
-    files = [file for file in Path(folder).glob(pattern) if file.name.startswith("replica_")]
+    files = [file for file in ray_files(service).glob(pattern) if file.name.startswith("replica_")]
     assert files, "what Fluent Bit reads is not where Serve writes"
     found = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     return [line for line in found if "total_ms" in line]
