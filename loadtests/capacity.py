@@ -29,11 +29,11 @@ OUT = ROOT / "build" / "capacity"
 
 def measure(args: argparse.Namespace) -> int:
     """Starts the service and writes its curve."""
-    content = sweep.fixed(args.difference, 1)  # the batches of several could not be told apart in their answers
+    content = sweep.fixed(args.difference, args.replicas)
     with running(content) as service:
         found = sweep.measure(content, service, mix(args.photos), seconds=args.seconds, rounds=args.rounds)
     curve.write(found, args.out)
-    print(f"{found.station().most:.1f} photos/s in one replica at most; wrote {args.out}")
+    print(f"{found.station().most:.1f} photos/s in a replica at most; wrote {args.out}")
     return 0
 
 
@@ -117,6 +117,7 @@ def parsed() -> argparse.Namespace:
     one = commands.add_parser("measure", help="the curve of a replica")
     one.add_argument("--out", type=Path, default=OUT / "curve.json")
     one.add_argument("--difference", default="", help="YAML laid over serve_config.yaml, such as an overlay's")
+    one.add_argument("--replicas", type=int, default=1, help="on this node at a time, such as four to a GPU")
     one.add_argument("--photos", type=Path, help="folder of JPEGs")
     one.add_argument("--seconds", type=float, default=20.0, help="of each load")
     one.add_argument("--rounds", type=int, default=2)

@@ -19,6 +19,7 @@ from loadtests.mix import Photo
 WARM_UP_S = 3.0
 GIVE_UP_S = 60.0
 STAGES = re.compile(r"(\w+);dur=([\d.]+)")  # of the Server-Timing header
+REPLICA = re.compile(r'detect;[^,]*desc="(\w+)"')  # in it, too
 BATCH = re.compile(rb'"batch_size": ?(\d+)')
 KNOWN = ("haproxy", "raylet", "gcs_server", "dashboard", "log_monitor", "runtime_env")
 
@@ -49,6 +50,7 @@ class Asked(NamedTuple):
     status: int  # 0: no answer
     stages_ms: dict[str, float]
     batch: int
+    replica: str
 
 
 def summary(times: list[float], took: float, errors: int, cpu_s: dict[str, float]) -> Measured:
@@ -115,7 +117,8 @@ async def offer(url: str, photos: Sequence[Photo], arrivals: Iterable[float]) ->
             pass
         found = BATCH.search(body)
         spent = {name: float(ms) for name, ms in STAGES.findall(stages)}
-        asked.append(Asked(moment, time.perf_counter() - began, status, spent, int(found[1]) if found else 0))
+        batch, replica = int(found[1]) if found else 0, "".join(REPLICA.findall(stages))
+        asked.append(Asked(moment, time.perf_counter() - began, status, spent, batch, replica))
 
     timeout, connector = aiohttp.ClientTimeout(GIVE_UP_S), aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as http, asyncio.TaskGroup() as tasks:

@@ -23,9 +23,7 @@ class Step(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     offered: float  # requests a second
-    others: float = 0.0  # part of the machine that was not for the service and its clients
-    busy: float = 0.0  # cores that were
-    elapsed: float = 0.0  # seconds until the last answer
+    others: float = 0.0  # part of the machine that had other work than the service and its clients
     answered: float
     seconds: float
     sent: int
@@ -75,26 +73,20 @@ class Curve(BaseModel):
             ready += [Observed(1, load, ms / 1000) for ms in again(step.ready_ms, rng)]
             alone += list(observed(step.alone_ms, load, rng))
             behind += list(observed(step.behind_ms, load, rng))
-        most, slowed = most_of(steps, int(self.hardware["cores"])) / self.replicas, 0.0
-        for _ in range(5):  # what was measured is slowed already; it settles at once
-            one = fit(behind, slowed).mean(self.max_batch_size, 0.0) / self.max_batch_size
+        most, slowed = most_of(steps) / self.replicas, 0.0
+        for _ in range(20):  # what was measured is slowed already; it settles, each time half as far from the end
+            one = fit(behind or alone, slowed).mean(self.max_batch_size, 0.0) / self.max_batch_size
             slowed = max(0.0, (1 / (most * one) - 1) / most)
         return Station(
-            fit(ready), fit(alone, slowed), fit(behind, slowed),
+            fit(ready), fit(alone, slowed), fit(behind or alone, slowed),
             self.max_batch_size, self.batch_wait_timeout_s, CONCURRENT_BATCHES, MAX_PREDICTIONS,
         )  # fmt: skip
 
 
-def most_of(steps: Sequence[Step], cores: int) -> float:
-    """Photos a second that fill all cores, by the utilization law (Denning and Buzen 1978); infinite when not told.
-
-    What is busy is a line: what Ray takes in any case, and what each photo takes.
-    """
-    told = np.array([(step.sent / step.elapsed, step.busy) for step in steps if step.elapsed])
-    if len(told) < 2 or np.ptp(told[:, 0]) == 0:
-        return math.inf
-    each, always = np.polyfit(told[:, 0], told[:, 1], 1)
-    return float((cores - max(always, 0.0)) / each) if each > 0 else math.inf
+def most_of(steps: Sequence[Step]) -> float:
+    """Photos a second that were answered when the largest load was too much each time; infinite when it was not."""
+    top = [step for step in steps if step.offered == max(one.offered for one in steps)]
+    return math.inf if any(follows(step) for step in top) else float(np.median([step.answered for step in top]))
 
 
 def again(values: Sequence[float], rng: np.random.Generator | None) -> list[float]:

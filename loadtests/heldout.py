@@ -22,11 +22,11 @@ from loadtests.mix import mix
 from loadtests.plan import Interval
 from loadtests.queueing import Station, allen_cunneen, simulate
 from loadtests.service import detector, running
-from loadtests.sizing import interval
+from loadtests.sizing import TRUSTED, interval
 from loadtests.sweep import Offered, fixed, hardware, offered, step_of
 
 SEEN = (0.2, 0.35, 0.5, 0.65)  # of the largest rate
-UNSEEN = (0.43, 0.58, 0.75, 0.85)
+UNSEEN = (0.43, 0.58, 0.7, TRUSTED)
 CLIENTS = 32  # closed, at all times: the largest rate
 DRAWS = 20
 
@@ -49,8 +49,7 @@ def runs(
     content = [photo.content for photo in photos]
     with running(fixed(args.difference, replicas)) as service:
         uvloop.run(clients.offer(service.url, photos, np.arange(20) * 0.3))
-        tried = [] if most else [clients.measure(service.url, content, CLIENTS, 4, service.pid).rate for _ in range(3)]
-        most = most or statistics.median(tried)
+        most = most or clients.measure(service.url, content, CLIENTS, 3 * args.seconds, service.pid).rate
         for _ in range(args.rounds):
             for share in shares:
                 rate = share * most * replicas

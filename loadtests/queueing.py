@@ -3,8 +3,8 @@
 A photo is made ready (decoded), waits for its batch, and goes through the engine. A batch b that finds the engine idle
 is through after F(b); one that does not, S(b) after the batch before it, which is less, as batches overlap
 (`CONCURRENT_BATCHES`). So it ends at max(start + F, end before + S): Lindley's recursion with a delay in front. F and
-S are lines in the size of the batch; where the engine shares its cores with all else, each photo a second slows it, so
-much that with the most photos the cores are full (curve.py). Around the lines they vary as was measured. The formula
+S are lines in the size of the batch; where replicas share a GPU or cores, each photo a second slows them, so much that
+with the most photos they do what was measured then (curve.py). Around the lines they vary as was measured. The formula
 beside it is Allen and Cunneen's for G/G/c (Allen, Probability, Statistics and Queueing Theory, 1990); it knows no
 batches. RESULTS.md compares both with measurements.
 """

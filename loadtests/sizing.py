@@ -6,6 +6,8 @@ How many replicas suffice is simulated (queueing.py). The interval is a bootstra
 
 from __future__ import annotations
 
+import bisect
+import functools
 import itertools
 import math
 
@@ -19,7 +21,8 @@ from serve_app.settings import MAX_PREDICTIONS
 
 ZONES = 3
 DRAWS, REQUESTS = 20, 4000  # of the bootstrap; simulated at a time
-MOST_REPLICAS = 2000
+IDLE = 0.02  # of what a replica can do: nothing waits any more
+TRUSTED = 0.8  # of what a replica can do: up to there predictions were held against measurements, see RESULTS.md
 OFF = 0.15  # of a real engine's predictions held out, see RESULTS.md; a machine is that much slower at other times
 METRICS_S = 2  # metrics_interval_s of the shipped overlay
 LEAST_LOOK_BACK_S, MOST_LOOK_BACK_S = 10, 60
@@ -46,7 +49,7 @@ def make(
     fewest_nodes = min(spare(math.ceil(low / per_node), availability), nodes)
     fewest = low if availability == "none" else fewest_nodes * per_node  # each node has some, whichever is lost
     spread = at(station, nodes * per_node, peak_rps, rng, nodes)
-    edge = largest(station, needed, p95_ms, rng, math.ceil(needed / per_node))
+    edge = largest(station, needed, peak_rps, p95_ms=p95_ms, rng=rng, fronts=math.ceil(needed / per_node))
     target = round(peak_rps * float(np.mean(spread.latency)) / (nodes * per_node), 2)
     calm = at(station, fewest, quiet, rng, fewest_nodes)
     return Plan(
@@ -63,16 +66,28 @@ def smallest(
     station: Station, drawn: list[Station], rate: float, *, p95_ms: float, rng: np.random.Generator, per_node: int
 ) -> tuple[int, Interval]:
     """Replicas that meet the objective, and their p95 in ms."""
-    idle = at(station, 1, 0.02 * station.most, rng).percentile() * 1000
+    idle = at(station, 1, IDLE * station.most, rng).percentile() * 1000
     if idle > p95_ms:
         raise Unreachable(f"an idle replica has a p95 of {idle:.0f} ms, {p95_ms:.0f} ms are wanted: no number will do")
-    for number in range(max(1, math.ceil(rate / station.most)), MOST_REPLICAS):
+
+    @functools.cache
+    def p95(number: int) -> Interval:
         fronts = math.ceil(number / per_node)
-        if at(station, number, rate, rng, fronts).percentile() * 1000 <= p95_ms:
-            found = predicted(drawn, number, rate, rng, fronts)
-            if found.high <= p95_ms:
-                return number, found
-    raise Unreachable(f"more than {MOST_REPLICAS} replicas")
+        if (once := at(station, number, rate, rng, fronts).percentile() * 1000) > p95_ms:
+            return Interval(once, once, once)  # 20 draws would say no more
+        return predicted(drawn, number, rate, rng, fronts)
+
+    def met(number: int) -> bool:
+        return p95(number).high <= p95_ms
+
+    fewest, span = max(1, math.ceil(rate / (TRUSTED * station.most))), 1
+    while not met(most := fewest + span - 1):
+        if rate / most < IDLE * station.most:
+            raise Unreachable(f"{most} replicas, idle nearly all the time, still miss {p95_ms:.0f} ms")
+        span *= 2
+    numbers = range(fewest + span // 2, fewest + span)  # the last one does, those below did not
+    number = numbers[bisect.bisect_left(numbers[:-1], True, key=met)]
+    return number, p95(number)
 
 
 def predicted(drawn: list[Station], number: int, rate: float, rng: np.random.Generator, fronts: int) -> Interval:
@@ -81,9 +96,11 @@ def predicted(drawn: list[Station], number: int, rate: float, rng: np.random.Gen
     return interval(each, float(np.median(each)))
 
 
-def largest(station: Station, number: int, p95_ms: float, rng: np.random.Generator, fronts: int) -> Outcome:
-    """What happens at the largest load at which they still meet the objective."""
-    low, high = 0.0, number * station.most
+def largest(
+    station: Station, number: int, rate: float, *, p95_ms: float, rng: np.random.Generator, fronts: int
+) -> Outcome:
+    """What happens at the largest load, `rate` at least, at which they still meet the objective."""
+    low, high, found = rate, number * station.most, at(station, number, rate, rng, fronts)
     for _ in range(8):
         middle = (low + high) / 2
         tried = at(station, number, middle, rng, fronts)

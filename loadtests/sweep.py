@@ -29,7 +29,7 @@ KEPT = 250  # numbers of one kind in one step: quantiles of more
 PACKAGES = ("ray", "openvino", "torch", "image-recognition")
 PEEK_S, PATIENCE = 2.0, 15  # a quiet moment is looked for so long, so often
 CORES = os.cpu_count() or 1
-BEHIND = 0.3  # of F: a photo ready so long before the batch before it ended has waited for it, and measures S
+BEHIND = 0.3  # of F: a batch ready so long before the one before it ended has waited for it
 
 
 def measure(
@@ -71,14 +71,12 @@ def fixed(difference: str, replicas: int) -> dict[str, Any]:
 
 
 class Offered(NamedTuple):
-    """What came of Poisson arrivals; cores that were busy with it, and the part of the machine that others had."""
+    """What came of Poisson arrivals, and the part of the machine that others had."""
 
     rate: float
     arrivals: trace.Times
     asked: list[Asked]
     others: float = 0.0
-    busy: float = 0.0
-    elapsed: float = 0.0  # until the last answer, in seconds
 
 
 def offered(service: Service, photos: list[Photo], rate: float, seconds: float, rng: np.random.Generator) -> Offered:
@@ -89,11 +87,10 @@ def offered(service: Service, photos: list[Photo], rate: float, seconds: float, 
         if shares(service.pid)[1] - before <= QUIET * PEEK_S * CORES:
             break
     arrivals = trace.steady(rate, seconds).arrivals(rng)
-    began, at_first = time.monotonic(), np.array(shares(service.pid))
+    began, (_, before) = time.monotonic(), shares(service.pid)
     asked = uvloop.run(offer(service.url, photos, arrivals))
-    elapsed = time.monotonic() - began
-    busy, others = ((np.array(shares(service.pid)) - at_first) / elapsed).tolist()
-    return Offered(rate, arrivals, asked, round(others / CORES, 3), round(busy, 3), round(elapsed, 2))
+    others = (shares(service.pid)[1] - before) / (time.monotonic() - began) / CORES
+    return Offered(rate, arrivals, asked, round(others, 3))
 
 
 def step(service: Service, photos: list[Photo], rate: float, seconds: float, rng: np.random.Generator) -> Step:
@@ -113,29 +110,12 @@ def step_of(run: Offered, seconds: float) -> Step:
     good = sorted((one for one in asked if one.status == httpx.codes.OK), key=lambda one: one.done)
     if not good:
         raise ValueError(f"no answer at {run.rate:g} requests/s: {Counter(one.status for one in asked)}")
-    # The stages of one batch have the same times; it ends with its last answer.
-    batches = [list(members) for _, members in itertools.groupby(good, key=lambda one: one.stages_ms["detect"])]
-    alone: dict[int, list[float]] = {}
-    behind: dict[int, list[float]] = {}
-    typical = float(np.median([one.stages_ms["detect"] for one in good]))
-    end = -np.inf
-    for members in batches:
-        size = members[0].batch
-        start = min(one.sent * 1000 + one.stages_ms["preprocess"] for one in members)
-        done = members[-1].done * 1000
-        if start >= end:
-            last = members[-1]
-            alone.setdefault(size, []).append(
-                (last.done - last.sent) * 1000 - last.stages_ms["preprocess"] - last.stages_ms["queue"]
-            )
-        elif start <= end - BEHIND * typical:
-            behind.setdefault(size, []).append(done - end)
-        end = max(end, done)
+    alone, behind = services(good)
     latency = [(one.done - one.sent) * 1000 for one in good]
     p50, p95, p99 = np.percentile(latency, [50, 95, 99]).round(1).tolist()
     statuses = Counter(one.status for one in asked)
     return Step(
-        offered=run.rate, others=run.others, busy=run.busy, elapsed=run.elapsed, seconds=seconds,
+        offered=run.rate, others=run.others, seconds=seconds,
         answered=round(sum(one.done <= seconds for one in good) / seconds, 3),
         sent=len(asked), refused=statuses[503], failed=len(asked) - len(good) - statuses[503],
         p50_ms=p50, p95_ms=p95, p99_ms=p99,
@@ -143,6 +123,38 @@ def step_of(run: Offered, seconds: float) -> Step:
         alone_ms={size: fewer(values) for size, values in sorted(alone.items())},
         behind_ms={size: fewer(values) for size, values in sorted(behind.items())},
     )  # fmt: skip
+
+
+def services(good: list[Asked]) -> tuple[dict[int, list[float]], dict[int, list[float]]]:
+    """F and S in ms by the batch's size, from the order of the answers of each replica.
+
+    F is of a batch that found the engine idle. S is of one that was in work when the batch before it ended, with more
+    photos ready for the lane that got free: both lanes are in use all the time, as they are when there is always work.
+    """
+    alone: dict[int, list[float]] = {}
+    behind: dict[int, list[float]] = {}
+    typical = float(np.median([one.stages_ms["detect"] for one in good]))
+    for replica in {one.replica for one in good}:
+        answers = [one for one in good if one.replica == replica]
+        ready = np.sort([ready_ms(one) for one in answers])
+        end, through = -np.inf, 0
+        # The stages of one batch have the same times; it ends with its last answer.
+        for _, batch in itertools.groupby(answers, key=lambda one: one.stages_ms["detect"]):
+            members = list(batch)
+            size, last = members[0].batch, members[-1]
+            start = min(ready_ms(one) for one in members)
+            if start >= end:
+                spent = (last.done - last.sent) * 1000 - last.stages_ms["preprocess"] - last.stages_ms["queue"]
+                alone.setdefault(size, []).append(spent)
+            elif start <= end - BEHIND * typical and np.searchsorted(ready, end) > through + len(members):
+                behind.setdefault(size, []).append(last.done * 1000 - end)
+            end, through = max(end, last.done * 1000), through + len(members)
+    return alone, behind
+
+
+def ready_ms(one: Asked) -> float:
+    """When it could join a batch."""
+    return one.sent * 1000 + one.stages_ms["preprocess"]
 
 
 def fewer(values: list[float]) -> list[float]:

@@ -97,6 +97,7 @@ class Detector(Stage):
         self._engine = metrics.engine_seconds_total()
         self._refused = metrics.settings_refused_total()
         self._changes, self._watch = asyncio.Lock(), Watch()
+        self._replica = serve.get_replica_context().replica_id.unique_id
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Loads the weights at start; later, takes new settings and weights while batches go on.
@@ -160,8 +161,9 @@ class Detector(Stage):
             p, waited = place.prepared, started - place.arrived
             self._queue.observe(waited)
             place.detected = Detected(
-                candidates, p.letterbox, p.options, p.photo, live.weights, p.preprocess_s, waited, elapsed, len(batch)
-            )
+                candidates, p.letterbox, p.options, p.photo, live.weights,
+                p.preprocess_s, waited, elapsed, len(batch), self._replica,
+            )  # fmt: skip
 
     async def check_health(self) -> None:
         """Serve asks every few seconds, and replaces a replica when this has raised three times. Raises Hung."""
@@ -189,7 +191,8 @@ class Postprocessor(Stage):
         for class_id, count in zip(*np.unique(found.class_id, return_counts=True), strict=True):
             self._detections.inc(float(count), {"class_name": d.weights.class_names[class_id]})
         shape = (d.letterbox.height, d.letterbox.width)
-        return Finished(found, shape, drawn, d.weights, d.preprocess_s, d.queue_s, d.inference_s, elapsed, d.batch_size)
+        times = d.preprocess_s, d.queue_s, d.inference_s, elapsed
+        return Finished(found, shape, drawn, d.weights, *times, d.batch_size, d.replica)
 
     def _draw(self, photo: bytes, found: boxes.Detections, names: tuple[str, ...]) -> bytes:
         """A JPEG of the upright photo with its boxes. Decodes again: only few requests ask for it."""

@@ -13,7 +13,7 @@ from serve_app import deadline, upload
 from serve_app.errors import AppError, InvalidParameter
 from serve_app.problems import request_id
 from serve_app.recogniser import Recogniser
-from serve_app.records import Finished
+from serve_app.records import Finished, slowest_ms
 from serve_app.request_log import tell_outcome
 from serve_app.schemas import CocoResult, ImageAnswer, Metadata, ModelCard, PredictAnswer
 from serve_app.settings import PredictOptions
@@ -133,12 +133,7 @@ def all_of(done: list[Finished | AppError]) -> list[Finished]:
 
 
 def server_timing(finished: list[Finished], total_s: float) -> str:
-    """The slowest image's time in each stage, and the whole request's, in milliseconds (W3C Server Timing)."""
-    stages = {
-        "preprocess": max(f.preprocess_s for f in finished),
-        "queue": max(f.queue_s for f in finished),
-        "detect": max(f.inference_s for f in finished),
-        "postprocess": max(f.postprocess_s for f in finished),
-        "total": total_s,
-    }
-    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
+    """Milliseconds in each stage and in all, and the replica of the slowest batch (W3C Server Timing)."""
+    entries = {name: f"{name};dur={ms:.2f}" for name, ms in (slowest_ms(finished) | {"total": total_s * 1000}).items()}
+    entries["detect"] += f';desc="{max(finished, key=lambda one: one.inference_s).replica}"'
+    return ", ".join(entries.values())

@@ -5,6 +5,7 @@ Plain frozen records of arrays, numbers and the letterbox: they travel between p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,7 @@ class Detected:
     queue_s: float
     inference_s: float
     batch_size: int
+    replica: str  # whose batch it was, as Serve names it
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +80,14 @@ class Finished:
     inference_s: float
     postprocess_s: float
     batch_size: int
+    replica: str
+
+
+def slowest_ms(finished: Sequence[Finished]) -> dict[str, float]:
+    """The slowest image's time in each stage, in milliseconds."""
+    return {
+        "preprocess": max(f.preprocess_s for f in finished) * 1000,
+        "queue": max(f.queue_s for f in finished) * 1000,
+        "detect": max(f.inference_s for f in finished) * 1000,
+        "postprocess": max(f.postprocess_s for f in finished) * 1000,
+    }

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import tracing
 from serve_app.errors import AppError
-from serve_app.records import Finished
+from serve_app.records import Finished, slowest_ms
 from serve_app.settings import PredictOptions
 
 logger = logging.getLogger("ray.serve")
@@ -78,8 +78,7 @@ def tell(request: HTTPConnection, **facts: object) -> None:
 def tell_outcome(request: HTTPConnection, options: PredictOptions, done: list[Finished | AppError]) -> None:
     """Adds what came of its images: the slowest one's time in each stage, in milliseconds."""
     finished = [one for one in done if isinstance(one, Finished)]
-    stages = ("preprocess_s", "queue_s", "inference_s", "postprocess_s")
-    slowest = {s.removesuffix("_s") + "_ms": round(max(getattr(f, s) for f in finished) * 1000, 2) for s in stages}
+    slowest = {f"{stage}_ms": round(ms, 2) for stage, ms in slowest_ms(finished).items()}
     weights = finished[0].weights
     model = {"model": weights.name, "model_version": weights.version, "model_sha256": weights.sha256}
     count = {

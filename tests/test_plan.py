@@ -66,6 +66,9 @@ def test_more_peak_or_less_patience_never_costs_less(measured: curve.Curve) -> N
 def test_an_objective_below_an_idle_replica_is_unreachable(measured: curve.Curve) -> None:
     with pytest.raises(Unreachable, match="no number will do"):
         sizing.make(measured, 5, 20)
+    idle = sizing.at(measured.station(), 1, 0.3, np.random.default_rng(0)).percentile() * 1000
+    with pytest.raises(Unreachable, match="idle nearly all the time"):
+        sizing.make(measured, 5, 1.05 * idle)
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,10 @@ def test_the_most_is_where_the_load_is_what_it_makes_itself() -> None:
     assert Station(NONE, line, line).most == pytest.approx(10)
 
 
-def asked(sent: float, done: float, queue: float = 0.0, detect: float = 90.0) -> Asked:
-    return Asked(sent, done, 200, {"preprocess": 10.0, "queue": queue, "detect": detect, "postprocess": 0.0}, 1)
+def asked(sent: float, done: float, queue: float = 0.0, detect: float = 90.0, replica: str = "a") -> Asked:
+    return Asked(
+        sent, done, 200, {"preprocess": 10.0, "queue": queue, "detect": detect, "postprocess": 0.0}, 1, replica
+    )
 
 
 def run_of(rows: list[Asked], rate: float, others: float = 0.0) -> Offered:
@@ -120,11 +122,23 @@ def run_of(rows: list[Asked], rate: float, others: float = 0.0) -> Offered:
 
 
 def test_what_a_step_learns_from_the_order_of_answers() -> None:
-    """The first finds the engine idle; the second, ready at 0.06, has to wait and ends 80 ms after the first."""
-    step = step_of(run_of([asked(0.0, 0.1, 0, 90.0), asked(0.05, 0.18, 40, 80.5), asked(1.0, 1.11, 0, 91)], 2), 1.5)
+    """The first finds the engine idle; the second, ready at 0.06, has to wait and ends 80 ms after the first.
+
+    So does the third, but when the second ended nothing was left for the other lane.
+    """
+    rows = [asked(0.0, 0.1, 0, 90.0), asked(0.05, 0.18, 40, 80.5), asked(0.08, 0.25, 90, 80), asked(1.0, 1.11, 0, 91)]
+    step = step_of(run_of(rows, 2), 1.5)
     assert step.alone_ms == {1: [90.0, 100.0]}
     assert step.behind_ms == {1: [80.0]}
-    assert (step.sent, step.refused, step.failed, step.answered) == (3, 0, 0, 2)
+    assert (step.sent, step.refused, step.failed, step.answered) == (4, 0, 0, 2.667)
+
+
+def test_replicas_do_not_wait_for_each_other() -> None:
+    """Two photos at a time, in two replicas: nothing was behind anything."""
+    rows = [asked(0.0, 0.1, 0, 90.0), asked(0.01, 0.11, 0, 90.5, replica="b"), asked(0.2, 0.3, 0, 91)]
+    step = step_of(run_of(rows, 2), 1)
+    assert step.alone_ms == {1: [90.0, 90.0, 90.0]}
+    assert step.behind_ms == {}
 
 
 def test_what_is_refused_or_late_is_not_followed() -> None:
@@ -133,17 +147,19 @@ def test_what_is_refused_or_late_is_not_followed() -> None:
     assert not follows(followed.model_copy(update={"refused": 1}))
     assert not follows(followed.model_copy(update={"answered": 5.0}))
     with pytest.raises(ValueError, match="no answer"):
-        step_of(run_of([Asked(0, 1, 503, {}, 0)], 1), 1)
+        step_of(run_of([Asked(0, 1, 503, {}, 0, "")], 1), 1)
 
 
-def test_a_replica_that_fills_the_cores_can_do_no_more() -> None:
-    """0.2 cores in any case and 0.15 for each photo a second fill two at twelve photos a second."""
-    steps = [synthetic(0.05, [load]).steps[0] for load in (3.0, 6.0)]
-    told = [s.model_copy(update={"elapsed": 200.0, "busy": 0.2 + 0.15 * s.sent / 200}) for s in steps]
-    assert most_of(told, 2) == pytest.approx(12)
-    assert most_of(steps, 2) == math.inf, "of a curve that does not tell"
-    curve = synthetic(0.05, [3.0]).model_copy(update={"steps": told})
-    assert curve.station().most == pytest.approx(12, rel=0.05), "not the 20 that its engine could"
+def test_a_load_that_was_too_much_tells_the_most() -> None:
+    """Of two replicas that share a machine: their engines alone would do twice 20 photos a second."""
+    curve = synthetic(0.05, [4.0, 6.0]).model_copy(update={"replicas": 2})
+    assert most_of(curve.steps) == math.inf
+    over = curve.steps[-1].model_copy(update={"offered": 40.0, "answered": 24.0, "refused": 9})
+    assert most_of([*curve.steps, over]) == 24
+    assert curve.station().most == pytest.approx(20, rel=0.05)
+    told = curve.model_copy(update={"steps": [*curve.steps, over]}).station()
+    assert told.most == pytest.approx(12, rel=0.01)
+    assert told.behind.mean(1, 12) == pytest.approx(1 / 12, rel=0.01)
 
 
 def synthetic(seconds: float, loads: list[float]) -> Curve:
@@ -159,6 +175,7 @@ def synthetic(seconds: float, loads: list[float]) -> Curve:
                 200,
                 {"preprocess": 0.0, "queue": w * 1000, "detect": 1000 * seconds + n / 1e6, "postprocess": 0.0},
                 1,
+                "a",
             )
             for n, (s, latency, w) in enumerate(zip(outcome.sent, outcome.latency, outcome.waited, strict=True))
         ]
