@@ -105,7 +105,7 @@ def test_every_reason_of_a_refused_swap_is_documented() -> None:
 @pytest.mark.parametrize("folder", ["serve_app", "loadtests"])
 def test_the_tree_names_every_module(folder: str) -> None:
     named = set(re.findall(r"^(\w+\.py) ", TEXTS[f"{folder}/README.md"], re.MULTILINE))
-    assert named == {p.name for p in (ROOT / folder).glob("*.py")} - {"__init__.py"}
+    assert named == {p.name for p in (ROOT / folder).rglob("*.py")} - {"__init__.py"}
 
 
 def test_every_error_code_is_documented() -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
-from loadtests import curve, sizing
-from loadtests.plan import Availability, Instance, Plan
-from loadtests.sizing import Unreachable, spare
+from loadtests.capacity import curve, sizing
+from loadtests.capacity.plan import Availability, Instance, Plan
+from loadtests.capacity.sizing import Unreachable, spare
 from serve_app import configuration, manifests
 from serve_app.check import check
 from serve_app.deployed import Deployed, read

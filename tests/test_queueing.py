@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from loadtests import trace
+from loadtests.capacity import trace
+from loadtests.capacity.curve import Curve, Step, follows, most_of
+from loadtests.capacity.queueing import Line, Observed, Outcome, Station, allen_cunneen, erlang_c, fit, simulate
+from loadtests.capacity.sweep import Offered, step_of
 from loadtests.clients import Asked
-from loadtests.curve import Curve, Step, follows, most_of
-from loadtests.queueing import Line, Observed, Outcome, Station, allen_cunneen, erlang_c, fit, simulate
-from loadtests.sweep import Offered, step_of
 
 NONE = Line(0.0, 0.0, 0.0, np.array([1.0]))
 FIXED = np.array([1.0])

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import yaml
 
-from loadtests import trace
-from loadtests.autoscaler import Autoscaler
-from loadtests.plan import PRODUCTION
-from loadtests.queueing import Line, Station
-from loadtests.rehearsal import cold_start
-from loadtests.replay import Cluster, Delays, Replayed
+from loadtests.capacity import trace
+from loadtests.capacity.autoscaler import Autoscaler
+from loadtests.capacity.plan import PRODUCTION
+from loadtests.capacity.queueing import Line, Station
+from loadtests.capacity.rehearsal import cold_start
+from loadtests.capacity.replay import Cluster, Delays, Replayed
+from loadtests.capacity.trace import Trace
 from loadtests.slo import Objective
-from loadtests.trace import Trace
 
 FIXED = np.array([1.0])
 TENTH = Line(0.1, 0.0, 0.0, FIXED)

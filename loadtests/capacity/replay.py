@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from loadtests.autoscaler import Autoscaler
-from loadtests.queueing import Array, Outcome, Replica, Replicas, Station
+from loadtests.capacity.autoscaler import Autoscaler
+from loadtests.capacity.queueing import Array, Outcome, Replica, Replicas, Station
 from loadtests.slo import Objective
 
 CONTROL_S = 0.5  # Serve's controller decides every 0.1 s; its delays are seconds

@@ -1,4 +1,4 @@
-"""`python -m loadtests.rehearsal`: Serve's autoscaler at work on this machine, and the same simulated.
+"""`python -m loadtests.capacity.rehearsal`: Serve's autoscaler at work on this machine, and the same simulated.
 
 The network is a sleep (clockwork.py), so that replicas add up on few cores; all else is what ships. From the curve of
 one replica (`capacity measure --difference`, see CLOCKWORK) comes a plan; its patch is served under a load that rises
@@ -18,17 +18,18 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
-from loadtests import clients, curve, plots, sizing
-from loadtests.autoscaler import Autoscaler
+from loadtests import clients
+from loadtests.capacity import curve, plots, sizing
+from loadtests.capacity.autoscaler import Autoscaler
+from loadtests.capacity.queueing import Array
+from loadtests.capacity.replay import Cluster, Delays, Moment
+from loadtests.capacity.trace import Trace
 from loadtests.mix import mix
-from loadtests.queueing import Array
-from loadtests.replay import Cluster, Delays, Moment
 from loadtests.service import ROOT, Service, detector, running, shipped, status
-from loadtests.trace import Trace
 from serve_app import configuration
 
 # As YAML over serve_config.yaml.
-CLOCKWORK = "applications: [{name: recognition, import_path: 'loadtests.clockwork:build'}]"
+CLOCKWORK = "applications: [{name: recognition, import_path: 'loadtests.capacity.clockwork:build'}]"
 POLL_S = 0.5
 Seen = list[tuple[float, int, int]]  # (seconds, wanted, running)
 

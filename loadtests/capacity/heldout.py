@@ -1,4 +1,4 @@
-"""`python -m loadtests.heldout`: how well low and middle loads of one replica foretell what was not measured.
+"""`python -m loadtests.capacity.heldout`: how well low and middle loads of one replica foretell what was not measured.
 
 Loads in turn, in short rounds, as a machine is not the same all the time; the curve sees the low and middle ones of one
 replica only. Then p95 at the others, the largest rate, and with `--replicas` the same with more of them. Prints a
@@ -17,13 +17,13 @@ import numpy as np
 import uvloop
 
 from loadtests import clients
-from loadtests.curve import QUIET, Curve
+from loadtests.capacity.curve import QUIET, Curve
+from loadtests.capacity.plan import Interval
+from loadtests.capacity.queueing import Station, allen_cunneen, simulate
+from loadtests.capacity.sizing import TRUSTED, interval
+from loadtests.capacity.sweep import Offered, fixed, hardware, offered, step_of
 from loadtests.mix import mix
-from loadtests.plan import Interval
-from loadtests.queueing import Station, allen_cunneen, simulate
 from loadtests.service import detector, running
-from loadtests.sizing import TRUSTED, interval
-from loadtests.sweep import Offered, fixed, hardware, offered, step_of
 
 SEEN = (0.2, 0.35, 0.5, 0.65)  # of the largest rate
 UNSEEN = (0.43, 0.58, 0.7, TRUSTED)
@@ -130,7 +130,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--difference", default="", help="YAML laid over serve_config.yaml")
     parser.add_argument("--replicas", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each load in each round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each load in each round")
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     main(parser.parse_args())

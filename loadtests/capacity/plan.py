@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from loadtests.curve import Curve
+from loadtests.capacity.curve import Curve
 from serve_app import manifests
 from serve_app.configuration import merged
 

@@ -6,14 +6,16 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from loadtests.queueing import Observed, Station, fit
+from loadtests.capacity.queueing import Joined, Observed, Station, fit, sharing
 from serve_app.deployments import CONCURRENT_BATCHES
 from serve_app.settings import MAX_PREDICTIONS
 
+Some = TypeVar("Some")
 QUIET = 0.05  # part of the machine that others may have
 
 
@@ -34,6 +36,7 @@ class Step(BaseModel):
     p99_ms: float
     ready_ms: list[float]
     alone_ms: dict[int, list[float]]
+    joined_ms: dict[int, list[tuple[float, float]]] = {}
     behind_ms: dict[int, list[float]]
 
 
@@ -63,23 +66,29 @@ class Curve(BaseModel):
 
     def station(self, rng: np.random.Generator | None = None) -> Station:
         """One replica as a queue; with a generator, of steps and measurements drawn again (bootstrap)."""
-        ready, alone, behind = [], [], []
+        ready, alone, joined, behind = [], [], [], []
         quiet = [step for step in self.steps if step.others <= QUIET]
         steps = quiet if len({step.offered for step in quiet}) > 1 else self.steps
         # Steps are drawn too: a machine differs more from one minute to the next than within one.
-        drawn = steps if rng is None else [steps[n] for n in rng.integers(len(steps), size=len(steps))]
-        for step in drawn:
+        for step in again(steps, rng):
             load = step.answered / self.replicas
             ready += [Observed(1, load, ms / 1000) for ms in again(step.ready_ms, rng)]
             alone += list(observed(step.alone_ms, load, rng))
             behind += list(observed(step.behind_ms, load, rng))
+            joined += [
+                Joined(size, load, after / 1000, ms / 1000)
+                for size, values in step.joined_ms.items()
+                for after, ms in again(values, rng)
+            ]
+        shared = sharing(fit(alone), joined)
+        alone += [Observed(one.batch, one.load, one.without(shared)) for one in joined]
         most, slowed = most_of(steps) / self.replicas, 0.0
         for _ in range(20):  # what was measured is slowed already; it settles, each time half as far from the end
             one = fit(behind or alone, slowed).mean(self.max_batch_size, 0.0) / self.max_batch_size
             slowed = max(0.0, (1 / (most * one) - 1) / most)
         return Station(
             fit(ready), fit(alone, slowed), fit(behind or alone, slowed),
-            self.max_batch_size, self.batch_wait_timeout_s, CONCURRENT_BATCHES, MAX_PREDICTIONS,
+            self.max_batch_size, self.batch_wait_timeout_s, CONCURRENT_BATCHES, MAX_PREDICTIONS, shared,
         )  # fmt: skip
 
 
@@ -89,9 +98,9 @@ def most_of(steps: Sequence[Step]) -> float:
     return math.inf if any(follows(step) for step in top) else float(np.median([step.answered for step in top]))
 
 
-def again(values: Sequence[float], rng: np.random.Generator | None) -> list[float]:
+def again(values: Sequence[Some], rng: np.random.Generator | None) -> list[Some]:
     """As they are, or drawn from them with replacement."""
-    return list(values) if rng is None or not values else rng.choice(values, len(values)).tolist()
+    return list(values) if rng is None else [values[n] for n in rng.integers(len(values), size=len(values))]
 
 
 def observed(by_batch: dict[int, list[float]], load: float, rng: np.random.Generator | None) -> Iterator[Observed]:

@@ -35,6 +35,19 @@ class Observed(NamedTuple):
     seconds: float
 
 
+class Joined(NamedTuple):
+    """One batch, and how long after it another was formed beside it."""
+
+    batch: float
+    load: float
+    after: float
+    seconds: float
+
+    def without(self, shared: float) -> float:
+        """Its time if it had been alone."""
+        return (self.seconds + shared * self.after) / (1 + shared)
+
+
 @dataclass(frozen=True)
 class Line:
     """`seconds = (at + each x batch) (1 + slowed x load)`, times one of the measured ratios, which are sorted."""
@@ -70,6 +83,17 @@ def fit(observed: Iterable[Observed], slowed: float = 0.0) -> Line:
     return Line(at, each, slowed, np.sort(ratios))
 
 
+def sharing(alone: Line, joined: Iterable[Joined]) -> float:
+    """By how much of what it still had to do batches took longer when another was beside them: 0 to 1.
+
+    Of those that were joined in their first half: later on there are only those that were slow already.
+    """
+    early = [(one.seconds, alone.mean(one.batch, 0), one.after) for one in joined]
+    early = [one for one in early if one[2] < one[1] / 2]
+    rest = sum(mean - after for _, mean, after in early)
+    return min(max(sum(seconds - mean for seconds, mean, _ in early) / rest, 0.0), 1.0) if rest else 0.0
+
+
 @dataclass(frozen=True)
 class Station:
     """One replica: how it forms batches, and the times of each step."""
@@ -81,6 +105,7 @@ class Station:
     wait_s: float = 0.0  # for a batch to fill
     lanes: int = 2  # batches in work at a time
     room: float = math.inf  # photos in it at a time; more are refused
+    shared: float = 0.0  # see `sharing`
 
     @property
     def most(self) -> float:
@@ -91,14 +116,23 @@ class Station:
 
 
 @dataclass(eq=False)
+class Batch:
+    """In work."""
+
+    members: list[Request]
+    formed: float
+    end: float
+
+
+@dataclass(eq=False)
 class Replica:
     """What is in it."""
 
     ongoing: int = 0
     of_front: dict[int, int] = field(default_factory=dict)
     waiting: deque[Request] = field(default_factory=deque)
-    in_work: int = 0
-    end: float = -math.inf  # of the last batch
+    in_work: list[Batch] = field(default_factory=list)
+    end: float = -math.inf  # of the last batch, if none comes beside it
     done: int = 0
     waited_s: float = 0.0
 
@@ -186,7 +220,7 @@ class Replicas:
     def _form(self, replica: Replica) -> None:
         """A batch, if there is a lane for it and it is full or has waited."""
         station, waiting = self.station, replica.waiting
-        while waiting and replica.in_work < station.lanes:
+        while waiting and len(replica.in_work) < station.lanes:
             size = min(len(waiting), station.max_batch)
             due = waiting[0][1] + station.wait_s
             if size < station.max_batch and self.now < due - 1e-9:
@@ -196,11 +230,17 @@ class Replicas:
             rank = next(self._ranks)  # one for both: a batch that is slow alone is slow behind another
             alone = self.now + station.alone.at_rank(size, self.load, rank)
             replica.end = max(alone, replica.end + station.behind.at_rank(size, self.load, rank))
-            replica.in_work += 1
-            self.at(replica.end, self._end, replica, members, self.now)
+            for other in replica.in_work:
+                other.end += station.shared * (other.end - self.now)
+            replica.in_work.append(batch := Batch(members, self.now, replica.end))
+            self.at(batch.end, self._end, replica, batch)
 
-    def _end(self, replica: Replica, members: list[Request], formed: float) -> None:
-        replica.in_work -= 1
+    def _end(self, replica: Replica, batch: Batch) -> None:
+        if self.now < batch.end:
+            self.at(batch.end, self._end, replica, batch)  # it was delayed
+            return
+        members, formed = batch.members, batch.formed
+        replica.in_work.remove(batch)
         replica.ongoing -= len(members)
         replica.done += len(members)
         self.ongoing -= len(members)

@@ -13,10 +13,10 @@ import math
 
 import numpy as np
 
-from loadtests import trace
-from loadtests.curve import Curve
-from loadtests.plan import Availability, Instance, Interval, Plan
-from loadtests.queueing import Outcome, Station, simulate
+from loadtests.capacity import trace
+from loadtests.capacity.curve import Curve
+from loadtests.capacity.plan import Availability, Instance, Interval, Plan
+from loadtests.capacity.queueing import Outcome, Station, simulate
 from serve_app.settings import MAX_PREDICTIONS
 
 ZONES = 3

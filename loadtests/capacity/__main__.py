@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtests import curve, plots, sizing, sweep, trace
-from loadtests.autoscaler import Autoscaler
+from loadtests.capacity import curve, plots, sizing, sweep, trace
+from loadtests.capacity.autoscaler import Autoscaler
+from loadtests.capacity.plan import Instance, Plan
+from loadtests.capacity.replay import Cluster, Delays, Replayed
 from loadtests.mix import mix
-from loadtests.plan import Instance, Plan
-from loadtests.replay import Cluster, Delays, Replayed
 from loadtests.service import ROOT, running
 from loadtests.slo import Objective
 

@@ -10,12 +10,12 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from loadtests.plan import Plan
-from loadtests.queueing import Array, Station
-from loadtests.replay import Moment, Replayed
-from loadtests.sizing import at, interval
+from loadtests.capacity.plan import Plan
+from loadtests.capacity.queueing import Array, Station
+from loadtests.capacity.replay import Moment, Replayed
+from loadtests.capacity.sizing import at, interval
+from loadtests.capacity.trace import Trace
 from loadtests.slo import Objective
-from loadtests.trace import Trace
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -1,0 +1,1 @@
+"""The capacity planner: from the measured curve of a replica to replicas, nodes and money."""
