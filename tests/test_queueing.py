@@ -9,7 +9,18 @@ import pytest
 
 from loadtests.capacity import trace
 from loadtests.capacity.curve import Curve, Step, follows, most_of
-from loadtests.capacity.queueing import Line, Observed, Outcome, Station, allen_cunneen, erlang_c, fit, simulate
+from loadtests.capacity.queueing import (
+    Joined,
+    Line,
+    Observed,
+    Outcome,
+    Station,
+    allen_cunneen,
+    erlang_c,
+    fit,
+    sharing,
+    simulate,
+)
 from loadtests.capacity.sweep import Offered, step_of
 from loadtests.clients import Asked
 
@@ -82,6 +93,23 @@ def test_what_a_full_batch_leaves_waits_no_longer_either() -> None:
     assert sorted(outcome.latency.round(3).tolist()) == [0.1] * 8 + [0.2] * 2
 
 
+def test_a_batch_beside_another_is_slowed_by_its_share() -> None:
+    """The second comes when the first needs 60 ms more, which takes it 90; nothing is lost for the second."""
+    both = station(0.1, shared=0.5)
+    outcome = simulate(both, 1, np.array([0.0, 0.04, 1.0]), np.random.default_rng(0))
+    assert outcome.latency == pytest.approx([0.13, 0.16, 0.1])
+    outcome = simulate(both, 1, np.zeros(100), np.random.default_rng(0))
+    assert max(outcome.latency) == pytest.approx(10), "as many a second as without"
+
+
+def test_the_share_is_found_and_what_it_cost_is_taken_off() -> None:
+    joined = [Joined(1, 5, after, 0.1 + 0.5 * (0.1 - after)) for after in (0.0, 0.02, 0.04)]
+    late = Joined(1, 5, 0.09, 0.3)  # slow already: that is why it was joined
+    assert sharing(Line(0.1, 0, 0, FIXED), [*joined, late]) == pytest.approx(0.5)
+    assert [one.without(0.5) for one in joined] == pytest.approx([0.1] * 3)
+    assert sharing(Line(0.1, 0, 0, FIXED), []) == 0
+
+
 def test_a_full_replica_refuses() -> None:
     outcome = run(station(0.1, room=5), 1, 30, 3000)
     assert len(outcome.refused) > 0.5 * 3000
@@ -122,13 +150,14 @@ def run_of(rows: list[Asked], rate: float, others: float = 0.0) -> Offered:
 
 
 def test_what_a_step_learns_from_the_order_of_answers() -> None:
-    """The first finds the engine idle; the second, ready at 0.06, has to wait and ends 80 ms after the first.
+    """The first finds the engine idle, until the second joins it; that ends 80 ms after it, while the third is there.
 
-    So does the third, but when the second ended nothing was left for the other lane.
+    When the second ends nothing is left for the other lane, so the third tells nothing. The last is alone.
     """
-    rows = [asked(0.0, 0.1, 0, 90.0), asked(0.05, 0.18, 40, 80.5), asked(0.08, 0.25, 90, 80), asked(1.0, 1.11, 0, 91)]
+    rows = [asked(0.0, 0.1, 0, 90.0), asked(0.05, 0.18, 0, 80.5), asked(0.08, 0.25, 10, 80), asked(1.0, 1.11, 0, 91)]
     step = step_of(run_of(rows, 2), 1.5)
-    assert step.alone_ms == {1: [90.0, 100.0]}
+    assert step.joined_ms == {1: [(50.0, 90.0)]}
+    assert step.alone_ms == {1: [100.0]}
     assert step.behind_ms == {1: [80.0]}
     assert (step.sent, step.refused, step.failed, step.answered) == (4, 0, 0, 2.667)
 
