@@ -4,10 +4,10 @@ A photo is made ready (decoded), waits for its batch, and goes through the engin
 is through after F(b); one that does not, S(b) after the batch before it. So it ends at max(start + F, end before + S):
 Lindley's recursion with a delay in front. Two batches are in work at a time (`CONCURRENT_BATCHES`): a second one makes
 the first get on more slowly (processor sharing, Kleinrock 1967), by as much as was measured (`sharing`), while the two
-together take what they would one after the other. F and S are lines in the size of the batch; where replicas share a GPU or cores, each photo a second slows them, so much that
-with the most photos they do what was measured then (curve.py). Around the lines they vary as was measured. The formula
-beside it is Allen and Cunneen's for G/G/c (Allen, Probability, Statistics and Queueing Theory, 1990); it knows no
-batches. RESULTS.md compares both with measurements.
+together take what they would one after the other. F and S are lines in the size of the batch; where replicas share a
+GPU or cores, each photo a second slows them, so much that with the most photos they do what was measured then
+(curve.py). Around the lines they vary as was measured. The formula beside it is Allen and Cunneen's for G/G/c (Allen,
+Probability, Statistics and Queueing Theory, 1990); it knows no batches. RESULTS.md compares both with measurements.
 """
 
 from __future__ import annotations
