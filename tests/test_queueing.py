@@ -9,18 +9,8 @@ import pytest
 
 from loadtests.capacity import trace
 from loadtests.capacity.curve import Curve, Step, follows, most_of
-from loadtests.capacity.queueing import (
-    Joined,
-    Line,
-    Observed,
-    Outcome,
-    Station,
-    allen_cunneen,
-    erlang_c,
-    fit,
-    sharing,
-    simulate,
-)
+from loadtests.capacity.queueing import Outcome, allen_cunneen, erlang_c, simulate
+from loadtests.capacity.station import Joined, Line, Observed, Station, fit, sharing
 from loadtests.capacity.sweep import Offered, step_of
 from loadtests.clients import Asked
 

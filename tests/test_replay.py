@@ -11,9 +11,9 @@ import yaml
 from loadtests.capacity import trace
 from loadtests.capacity.autoscaler import Autoscaler
 from loadtests.capacity.plan import PRODUCTION
-from loadtests.capacity.queueing import Line, Station
 from loadtests.capacity.rehearsal import cold_start
 from loadtests.capacity.replay import Cluster, Delays, Replayed
+from loadtests.capacity.station import Line, Station
 from loadtests.capacity.trace import Trace
 from loadtests.slo import Objective
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from loadtests.capacity.queueing import Joined, Observed, Station, fit, sharing
+from loadtests.capacity.station import Joined, Observed, Station, fit, sharing
 from serve_app.deployments import CONCURRENT_BATCHES
 from serve_app.settings import MAX_PREDICTIONS
 

@@ -19,8 +19,9 @@ import uvloop
 from loadtests import clients
 from loadtests.capacity.curve import QUIET, Curve
 from loadtests.capacity.plan import Interval
-from loadtests.capacity.queueing import Station, allen_cunneen, simulate
+from loadtests.capacity.queueing import allen_cunneen, simulate
 from loadtests.capacity.sizing import TRUSTED, interval
+from loadtests.capacity.station import Station
 from loadtests.capacity.sweep import Offered, fixed, hardware, offered, step_of
 from loadtests.mix import mix
 from loadtests.service import detector, running

@@ -11,9 +11,9 @@ import matplotlib as mpl
 import numpy as np
 
 from loadtests.capacity.plan import Plan
-from loadtests.capacity.queueing import Array, Station
 from loadtests.capacity.replay import Moment, Replayed
 from loadtests.capacity.sizing import at, interval
+from loadtests.capacity.station import Array, Station
 from loadtests.capacity.trace import Trace
 from loadtests.slo import Objective
 

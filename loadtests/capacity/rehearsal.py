@@ -21,8 +21,8 @@ import uvloop
 from loadtests import clients
 from loadtests.capacity import curve, plots, sizing
 from loadtests.capacity.autoscaler import Autoscaler
-from loadtests.capacity.queueing import Array
 from loadtests.capacity.replay import Cluster, Delays, Moment
+from loadtests.capacity.station import Array
 from loadtests.capacity.trace import Trace
 from loadtests.mix import mix
 from loadtests.service import ROOT, Service, detector, running, shipped, status

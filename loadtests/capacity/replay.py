@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from loadtests.capacity.autoscaler import Autoscaler
-from loadtests.capacity.queueing import Array, Outcome, Replica, Replicas, Station
+from loadtests.capacity.queueing import Outcome, Replica, Replicas
+from loadtests.capacity.station import Array, Station
 from loadtests.slo import Objective
 
 CONTROL_S = 0.5  # Serve's controller decides every 0.1 s; its delays are seconds

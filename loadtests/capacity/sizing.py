@@ -16,7 +16,8 @@ import numpy as np
 from loadtests.capacity import trace
 from loadtests.capacity.curve import Curve
 from loadtests.capacity.plan import Availability, Instance, Interval, Plan
-from loadtests.capacity.queueing import Outcome, Station, simulate
+from loadtests.capacity.queueing import Outcome, simulate
+from loadtests.capacity.station import Station
 from serve_app.settings import MAX_PREDICTIONS
 
 ZONES = 3

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import platform
 import shutil
 import subprocess
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ import uvloop
 
 from loadtests.capacity import trace
 from loadtests.capacity.curve import QUIET, Curve, Step, follows
+from loadtests.capacity.services import Services
 from loadtests.clients import Asked, offer, shares
 from loadtests.mix import Photo
 from loadtests.service import Service, detector, shipped
@@ -29,7 +29,6 @@ KEPT = 250  # numbers of one kind in one step: quantiles of more
 PACKAGES = ("ray", "openvino", "torch", "image-recognition")
 PEEK_S, PATIENCE = 2.0, 15  # a quiet moment is looked for so long, so often
 CORES = os.cpu_count() or 1
-BEHIND = 0.3  # of F: a batch ready so long before the one before it ended has waited for it
 
 
 def measure(
@@ -110,7 +109,7 @@ def step_of(run: Offered, seconds: float) -> Step:
     good = sorted((one for one in asked if one.status == httpx.codes.OK), key=lambda one: one.done)
     if not good:
         raise ValueError(f"no answer at {run.rate:g} requests/s: {Counter(one.status for one in asked)}")
-    found = services(good)
+    found = Services.of(good)
     latency = [(one.done - one.sent) * 1000 for one in good]
     p50, p95, p99 = np.percentile(latency, [50, 95, 99]).round(1).tolist()
     statuses = Counter(one.status for one in asked)
@@ -124,53 +123,6 @@ def step_of(run: Offered, seconds: float) -> Step:
         joined_ms={size: values[:KEPT] for size, values in sorted(found.joined.items())},
         behind_ms={size: fewer(values) for size, values in sorted(found.behind.items())},
     )  # fmt: skip
-
-
-class Services(NamedTuple):
-    """Times in ms by the batch's size, see queueing.py."""
-
-    alone: dict[int, list[float]]
-    joined: dict[int, list[tuple[float, float]]]
-    behind: dict[int, list[float]]
-
-
-def services(good: list[Asked]) -> Services:
-    """From the order of the answers of each replica.
-
-    Alone is a batch that found the engine idle and had it for itself; joined one that found it idle, until another was
-    formed: how long after it, and its time. Behind is one that was in work when the batch before it ended, with more
-    photos ready for the lane that got free: both lanes are in use all the time, as they are when there is always work.
-    """
-    found = Services(defaultdict(list), defaultdict(list), defaultdict(list))
-    typical = float(np.median([one.stages_ms["detect"] for one in good]))
-    for replica in {one.replica for one in good}:
-        answers = [one for one in good if one.replica == replica]
-        all_ready = np.sort([ready(one) for one in answers])
-        # The stages of one batch have the same times; it ends with its last answer.
-        batches = [list(batch) for _, batch in itertools.groupby(answers, key=lambda one: one.stages_ms["detect"])]
-        end, through = -np.inf, 0
-        for members, after in itertools.zip_longest(batches, batches[1:]):
-            size, done, began = members[0].batch, members[-1].done * 1000, formed(members)
-            start, next_formed = min(map(ready, members)), formed(after) if after else np.inf
-            through += len(members)
-            if start >= end and next_formed >= done:
-                found.alone[size].append(done - began)
-            elif start >= end and next_formed >= began:
-                found.joined[size].append((round(next_formed - began, 1), round(done - began, 1)))
-            elif start <= end - BEHIND * typical and np.searchsorted(all_ready, end) > through:
-                found.behind[size].append(done - end)
-            end = max(end, done)
-    return found
-
-
-def ready(one: Asked) -> float:
-    """When it could join a batch, in ms."""
-    return one.sent * 1000 + one.stages_ms["preprocess"]
-
-
-def formed(members: list[Asked]) -> float:
-    """When the batch was, in ms."""
-    return ready(members[-1]) + members[-1].stages_ms["queue"]
 
 
 def fewer(values: list[float]) -> list[float]:
