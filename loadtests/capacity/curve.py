@@ -38,6 +38,7 @@ class Step(BaseModel):
     alone_ms: dict[int, list[float]]
     joined_ms: dict[int, list[tuple[float, float]]] = {}
     behind_ms: dict[int, list[float]]
+    ranks: list[float] = []
 
 
 class Curve(BaseModel):
@@ -66,12 +67,13 @@ class Curve(BaseModel):
 
     def station(self, rng: np.random.Generator | None = None) -> Station:
         """One replica as a queue; with a generator, of steps and measurements drawn again (bootstrap)."""
-        ready, alone, joined, behind = [], [], [], []
+        ready, alone, joined, behind, ranks = [], [], [], [], []
         quiet = [step for step in self.steps if step.others <= QUIET]
         steps = quiet if len({step.offered for step in quiet}) > 1 else self.steps
         # Steps are drawn too: a machine differs more from one minute to the next than within one.
         for step in again(steps, rng):
             load = step.answered / self.replicas
+            ranks.append(step.ranks)
             ready += [Observed(1, load, ms / 1000) for ms in again(step.ready_ms, rng)]
             alone += list(observed(step.alone_ms, load, rng))
             behind += list(observed(step.behind_ms, load, rng))
@@ -88,7 +90,7 @@ class Curve(BaseModel):
             slowed = max(0.0, (1 / (most * one) - 1) / most)
         return Station(
             fit(ready), fit(alone, slowed), fit(behind or alone, slowed),
-            self.max_batch_size, self.batch_wait_timeout_s, CONCURRENT_BATCHES, MAX_PREDICTIONS, shared,
+            self.max_batch_size, self.batch_wait_timeout_s, CONCURRENT_BATCHES, MAX_PREDICTIONS, shared, ranks,
         )  # fmt: skip
 
 

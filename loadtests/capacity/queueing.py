@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -19,7 +19,8 @@ import numpy as np
 from loadtests.capacity.station import Array, Station
 
 Request = tuple[float, float, int]  # sent, ready, front
-BLOCK = 4096  # random numbers drawn at a time
+DRAWN = 4096  # random numbers at a time
+BLOCK = 50  # ranks: about two seconds of a busy replica
 
 
 @dataclass(eq=False)
@@ -29,6 +30,7 @@ class Batch:
     members: list[Request]
     formed: float
     end: float
+    lone: bool = False  # found the engine idle, and none is beside it yet
 
 
 @dataclass(eq=False)
@@ -39,7 +41,7 @@ class Replica:
     of_front: dict[int, int] = field(default_factory=dict)
     waiting: deque[Request] = field(default_factory=deque)
     in_work: list[Batch] = field(default_factory=list)
-    end: float = -math.inf  # of the last batch, if none comes beside it
+    last: Batch = field(default_factory=lambda: Batch([], -math.inf, -math.inf))
     done: int = 0
     waited_s: float = 0.0
 
@@ -73,6 +75,7 @@ class Replicas:
         self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._numbers = itertools.count()
         self._ranks = self._drawn()
+        self._speeds: defaultdict[Replica, Iterator[float]] = defaultdict(self._in_blocks)
         self._sent: list[float] = []
         self._latency: list[float] = []
         self._waited: list[float] = []
@@ -104,7 +107,18 @@ class Replicas:
 
     def _drawn(self) -> Iterator[float]:
         while True:
-            yield from self._rng.random(BLOCK).tolist()
+            yield from self._rng.random(DRAWN).tolist()
+
+    def _in_blocks(self) -> Iterator[float]:
+        """Ranks as they were measured one after the other (moving block bootstrap, Künsch 1989); else any."""
+        runs = [run for run in self.station.ranks if len(run) > BLOCK]
+        if not runs:
+            yield from self._drawn()
+        lengths = np.array([len(run) for run in runs])
+        while True:
+            run = runs[self._rng.choice(len(runs), p=lengths / lengths.sum())]
+            start = int(self._rng.integers(len(run) - BLOCK))
+            yield from run[start : start + BLOCK]
 
     def _arrive(self, sent: float) -> None:
         self._turn += 1
@@ -134,13 +148,16 @@ class Replicas:
                 self.at(due, self._form, replica)
                 return
             members = [waiting.popleft() for _ in range(size)]
-            rank = next(self._ranks)  # one for both: a batch that is slow alone is slow behind another
+            rank = next(self._speeds[replica])  # one for both: a batch that is slow alone is slow behind another
             alone = self.now + station.alone.at_rank(size, self.load, rank)
-            replica.end = max(alone, replica.end + station.behind.at_rank(size, self.load, rank))
-            for other in replica.in_work:
-                other.end += station.shared * (other.end - self.now)
-            replica.in_work.append(batch := Batch(members, self.now, replica.end))
-            self.at(batch.end, self._end, replica, batch)
+            last, lone = replica.last, not replica.in_work
+            if last.lone and not lone:
+                last.end += station.shared * (last.end - self.now)
+                last.lone = False
+            end = max(alone, last.end + station.behind.at_rank(size, self.load, rank))
+            replica.last = Batch(members, self.now, end, lone)
+            replica.in_work.append(replica.last)
+            self.at(end, self._end, replica, replica.last)
 
     def _end(self, replica: Replica, batch: Batch) -> None:
         if self.now < batch.end:

@@ -12,7 +12,7 @@ GPU or cores, each photo a second slows them, so much that with the most photos 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -101,6 +101,7 @@ class Station:
     lanes: int = 2  # batches in work at a time
     room: float = math.inf  # photos in it at a time; more are refused
     shared: float = 0.0  # see `sharing`
+    ranks: Sequence[Sequence[float]] = ()  # of successive batches, in runs
 
     @property
     def most(self) -> float:

@@ -122,6 +122,7 @@ def step_of(run: Offered, seconds: float) -> Step:
         alone_ms={size: fewer(values) for size, values in sorted(found.alone.items())},
         joined_ms={size: values[:KEPT] for size, values in sorted(found.joined.items())},
         behind_ms={size: fewer(values) for size, values in sorted(found.behind.items())},
+        ranks=[round(rank, 3) for rank in found.ranks[:KEPT]],
     )  # fmt: skip
 
 
