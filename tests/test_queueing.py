@@ -19,7 +19,7 @@ FIXED = np.array([1.0])
 EXPONENTIAL = -np.log1p(-(np.arange(20_000) + 0.5) / 20_000)  # quantiles
 
 
-def station(seconds: float, ratios: np.ndarray = FIXED, **settings: float) -> Station:
+def station(seconds: float, ratios: np.ndarray = FIXED, **settings: object) -> Station:
     """A server that takes so long for a batch of any size."""
     line = Line(seconds, 0.0, 0.0, ratios)
     return Station(NONE, line, line, **settings)  # type: ignore[arg-type]
@@ -100,6 +100,14 @@ def test_the_share_is_found_and_what_it_cost_is_taken_off() -> None:
     assert sharing(Line(0.1, 0, 0, FIXED), []) == 0
 
 
+def test_slow_batches_one_after_the_other_are_worse_than_here_and_there() -> None:
+    """The same quick and slow ones, once in runs of a hundred."""
+    ratios, runs = np.array([0.6, 1.4]), [[0.0] * 100 + [0.9] * 100]
+    mixed = run(station(0.1, ratios), 1, 7, 20_000)
+    in_runs = run(station(0.1, ratios, ranks=runs), 1, 7, 20_000)
+    assert in_runs.percentile() > 1.3 * mixed.percentile()
+
+
 def test_a_full_replica_refuses() -> None:
     outcome = run(station(0.1, room=5), 1, 30, 3000)
     assert len(outcome.refused) > 0.5 * 3000
@@ -148,6 +156,7 @@ def test_what_a_step_learns_from_the_order_of_answers() -> None:
     step = step_of(run_of(rows, 2), 1.5)
     assert step.joined_ms == {1: [(50.0, 90.0)]}
     assert step.alone_ms == {1: [100.0]}
+    assert step.ranks == [0.5, 0.5], "the one behind, then the one alone: each the only one of its kind"
     assert step.behind_ms == {1: [80.0]}
     assert (step.sent, step.refused, step.failed, step.answered) == (4, 0, 0, 2.667)
 

@@ -2,11 +2,11 @@
 
 A photo is made ready (decoded), waits for its batch, and goes through the engine. A batch b that finds the engine idle
 is through after F(b); one that does not, S(b) after the batch before it. So it ends at max(start + F, end before + S):
-Lindley's recursion with a delay in front. Two batches are in work at a time (`CONCURRENT_BATCHES`): a second one makes
-the first get on more slowly (processor sharing, Kleinrock 1967), by as much as was measured (`sharing`), while the two
-together take what they would one after the other. F and S are lines in the size of the batch; where replicas share a
-GPU or cores, each photo a second slows them, so much that with the most photos they do what was measured then
-(curve.py). Around the lines they vary as was measured.
+Lindley's recursion with a delay in front. One that was alone gets on more slowly once a second one is formed beside it
+(`CONCURRENT_BATCHES`; processor sharing, Kleinrock 1967), by as much as was measured (`sharing`). F and S are lines in
+the size of the batch; where replicas share a GPU or cores, each photo a second slows them, so much that with the most
+photos they do what was measured then (curve.py). Around the lines they vary as was measured, one after the other: a
+machine is slow for a while, not for a batch.
 """
 
 from __future__ import annotations
