@@ -8,10 +8,13 @@ import http.server
 import pytest
 import uvloop
 
+from loadtests import plane
 from loadtests.clients import summary
 from loadtests.steady import slope
 from loadtests.tune import best
 from loadtests.wire import Answer, Wire
+from serve_app import golden, loader, weights
+from serve_app.settings import AppSettings
 from tests.conftest import http_server
 
 
@@ -33,6 +36,22 @@ def test_a_measurement_is_told_per_image() -> None:
     assert (measured.rate, measured.errors, measured.cpu_ms) == (10, 2, {"replica": 40.0})
     assert measured.p50 == pytest.approx(100)
     assert measured.p99 > 900
+
+
+def test_a_constant_engine_stands_in_for_any_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundled one, whose manifest has class names and golden photos."""
+    monkeypatch.setattr(loader, "engine", loader.engine)
+    monkeypatch.setattr(golden, "check", golden.check)
+    plane.without_network()
+    pinned = weights.local(str(weights.BUNDLED))
+    assert pinned.manifest
+    assert pinned.manifest.golden
+    content = weights.BUNDLED.read_bytes()
+    loaded = loader.load(
+        pinned.uri, lambda _: (pinned, content), settings=AppSettings(), size=pinned.image_size, device="cpu",
+        batch_sizes={1},
+    )  # fmt: skip
+    assert loaded.model.class_names == pinned.manifest.class_names
 
 
 class Echo(http.server.BaseHTTPRequestHandler):

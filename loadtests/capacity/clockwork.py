@@ -22,8 +22,8 @@ BASE_S, EACH_S = 0.08, 0.04
 class Clockwork(plane.Constant):
     """A sure object on every photo, after its time."""
 
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
+    def __init__(self, class_names: tuple[str, ...], size: int) -> None:
+        super().__init__(class_names, size)
         self._machine = threading.Lock()
 
     def __call__(self, squares_nhwc: NDArray[np.uint8]) -> NDArray[np.float32]:
