@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -84,14 +85,17 @@ class Curve(BaseModel):
             ]
         shared = sharing(fit(alone), joined)
         alone += [Observed(one.batch, one.load, one.without(shared)) for one in joined]
-        most, slowed = most_of(steps) / self.replicas, 0.0
-        for _ in range(20):  # what was measured is slowed already; it settles, each time half as far from the end
-            one = fit(behind or alone, slowed).mean(self.max_batch_size, 0.0) / self.max_batch_size
-            slowed = max(0.0, (1 / (most * one) - 1) / most)
-        return Station(
-            fit(ready), fit(alone, slowed), fit(behind or alone, slowed),
+        station = Station(
+            fit(ready), fit(alone), fit(behind or alone),
             self.max_batch_size, self.batch_wait_timeout_s, CONCURRENT_BATCHES, MAX_PREDICTIONS, shared, ranks,
         )  # fmt: skip
+        if math.isinf(most := most_of(steps) / self.replicas):
+            return station
+        batch, slowed = station.filled(most), 0.0
+        for _ in range(20):  # what was measured is slowed already; it settles, each time half as far from the end
+            one = fit(behind or alone, slowed).mean(batch, 0.0) / batch
+            slowed = max(0.0, (1 / (most * one) - 1) / most)
+        return replace(station, alone=fit(alone, slowed), behind=fit(behind or alone, slowed))
 
 
 def most_of(steps: Sequence[Step]) -> float:

@@ -28,7 +28,7 @@ class Batch:
     """In work."""
 
     members: list[Request]
-    formed: float
+    began: float
     end: float
     lone: bool = False  # found the engine idle, and none is beside it yet
 
@@ -39,7 +39,8 @@ class Replica:
 
     ongoing: int = 0
     of_front: dict[int, int] = field(default_factory=dict)
-    waiting: deque[Request] = field(default_factory=deque)
+    filling: list[Request] = field(default_factory=list)
+    formed: deque[list[Request]] = field(default_factory=deque)
     in_work: list[Batch] = field(default_factory=list)
     last: Batch = field(default_factory=lambda: Batch([], -math.inf, -math.inf))
     done: int = 0
@@ -135,19 +136,25 @@ class Replicas:
         self.at(ready, self._ready, replica, (sent, ready, front))
 
     def _ready(self, replica: Replica, request: Request) -> None:
-        replica.waiting.append(request)
-        self._form(replica)
+        replica.filling.append(request)
+        if len(replica.filling) == self.station.max_batch:
+            self._close(replica, replica.filling)
+        elif len(replica.filling) == 1:
+            self.at(self.now + self.station.wait_s, self._close, replica, replica.filling)
 
-    def _form(self, replica: Replica) -> None:
-        """A batch, if there is a lane for it and it is full or has waited."""
-        station, waiting = self.station, replica.waiting
-        while waiting and len(replica.in_work) < station.lanes:
-            size = min(len(waiting), station.max_batch)
-            due = waiting[0][1] + station.wait_s
-            if size < station.max_batch and self.now < due - 1e-9:
-                self.at(due, self._form, replica)
-                return
-            members = [waiting.popleft() for _ in range(size)]
+    def _close(self, replica: Replica, batch: list[Request]) -> None:
+        """As Serve does it: when the batch is full or has waited, whether a lane is free or not."""
+        if batch is replica.filling:
+            replica.filling = []
+            replica.formed.append(batch)
+            self._start(replica)
+
+    def _start(self, replica: Replica) -> None:
+        """The next batches, as far as there are lanes."""
+        station = self.station
+        while replica.formed and len(replica.in_work) < station.lanes:
+            members = replica.formed.popleft()
+            size = len(members)
             rank = next(self._speeds[replica])  # one for both: a batch that is slow alone is slow behind another
             alone = self.now + station.alone.at_rank(size, self.load, rank)
             last, lone = replica.last, not replica.in_work
@@ -163,18 +170,18 @@ class Replicas:
         if self.now < batch.end:
             self.at(batch.end, self._end, replica, batch)  # it was delayed
             return
-        members, formed = batch.members, batch.formed
+        members, began = batch.members, batch.began
         replica.in_work.remove(batch)
         replica.ongoing -= len(members)
         replica.done += len(members)
         self.ongoing -= len(members)
         for sent, ready, front in members:
             replica.of_front[front] -= 1
-            replica.waited_s += formed - ready
+            replica.waited_s += began - ready
             self._sent.append(sent)
             self._latency.append(self.now - sent)
-            self._waited.append(formed - ready)
-        self._form(replica)
+            self._waited.append(began - ready)
+        self._start(replica)
 
 
 def simulate(station: Station, number: int, arrivals: Array, rng: np.random.Generator, fronts: int = 1) -> Outcome:
