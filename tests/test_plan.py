@@ -19,7 +19,7 @@ from serve_app.check import check
 from serve_app.deployed import Deployed, read
 from tests.conftest import ROOT
 
-MEASURED = Path(__file__).with_name("curve.json")  # one replica on two cores, 2026-11-24, see loadtests/RESULTS.md
+MEASURED = Path(__file__).with_name("curve.json")  # one replica on two cores, 2026-11-25, see loadtests/RESULTS.md
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,10 @@ def test_the_interval_holds_the_estimate(made: Plan) -> None:
 def test_the_plan_is_as_large_as_needed(made: Plan, measured: curve.Curve) -> None:
     assert made.p95.high <= 500
     assert made.needed >= 40 / made.most.high, "never above what a replica can do"
-    station, rng = measured.station(), np.random.default_rng(7)
-    fewer = sizing.at(station, made.needed - 2, 40, rng).percentile()
-    assert fewer * 1000 > made.p95.low, "and not larger for nothing"
+    station, fewer = measured.station(), made.needed - 1
+    missed = sizing.at(station, fewer, 40, np.random.default_rng(7)).percentile() * 1000 > 500
+    assert missed or 40 / fewer > sizing.TRUSTED * station.most, "and not larger for nothing"
+    assert 40 / made.needed <= sizing.TRUSTED * station.most, "as high as it was held against measurements"
 
 
 def test_more_peak_or_less_patience_never_costs_less(measured: curve.Curve) -> None:
@@ -68,7 +69,7 @@ def test_an_objective_below_an_idle_replica_is_unreachable(measured: curve.Curve
         sizing.make(measured, 5, 20)
     idle = sizing.at(measured.station(), 1, 0.3, np.random.default_rng(0)).percentile() * 1000
     with pytest.raises(Unreachable, match="idle nearly all the time"):
-        sizing.make(measured, 5, 1.05 * idle)
+        sizing.make(measured, 5, 1.1 * idle)
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,9 @@ class Step(BaseModel):
     p99_ms: float
     ready_ms: list[float]
     alone_ms: dict[int, list[float]]
-    joined_ms: dict[int, list[tuple[float, float]]] = {}
+    joined_ms: dict[int, list[tuple[float, float]]]
     behind_ms: dict[int, list[float]]
-    ranks: list[float] = []
+    ranks: list[float]
 
 
 class Curve(BaseModel):
