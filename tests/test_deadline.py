@@ -69,7 +69,7 @@ def detector() -> Any:
     made._live = SimpleNamespace(now=SimpleNamespace(model=Network(), weights=None))
     made._seconds = made._queue = SimpleNamespace(observe=lambda *_: None)
     made._engine = SimpleNamespace(inc=lambda *_: None)
-    made._watch = Watch()
+    made._watch, made._replica = Watch(), "a"
     places: list[Place] = []
 
     async def detect(place: Place) -> None:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from loadtests import clients
 from loadtests.service import Service, free_port, ray_files, running
 from tests.conftest import ROOT, http_server
 
@@ -70,7 +71,7 @@ def test_a_line_tells_what_came_of_a_request(service: Service, client: httpx.Cli
     assert (line["status"], line["code"], line["images"], line["failed"]) == (200, "ok", 1, 0)
     assert line["detections"] == len(answer.json()["images"][0]["results"])
     assert line["model_sha256"] == answer.headers["x-model-sha256"]
-    timing = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
+    timing = dict(clients.STAGES.findall(answer.headers["server-timing"]))
     assert line["preprocess_ms"] == float(timing["preprocess"])
     assert line["detect_ms"] == float(timing["detect"])
     assert line["total_ms"] > line["detect_ms"]
