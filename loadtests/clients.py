@@ -141,11 +141,11 @@ def cpu_seconds(pid: int) -> dict[int, tuple[str, float]]:
     return spent
 
 
-def shares(pid: int) -> tuple[float, float]:
-    """CPU time so far of the service with these clients, and of all others: on this machine, and stolen from it."""
+def others_seconds(pid: int) -> float:
+    """CPU time so far of all but the service and these clients: on this machine, and stolen from it."""
     ours = sum(spent for _, spent in cpu_seconds(pid).values()) + time.process_time()
     times = psutil.cpu_times()
-    return ours, float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice - ours)
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice - ours)
 
 
 def name_of(process: psutil.Process) -> str:

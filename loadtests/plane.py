@@ -40,7 +40,9 @@ def without_network(instead: type[Constant] = Constant) -> None:
     """In the process that would load it."""
 
     def engine(network: Any, sha256: str, settings: AppSettings, size: int, device: str) -> Constant:  # noqa: ANN401, ARG001
-        return instead(tuple(network.names.values()), size)
+        from serve_app.model import names_of  # torch, as in the loader: only where a network was read
+
+        return instead(names_of(network), size)
 
     loader.engine = engine
 

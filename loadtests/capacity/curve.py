@@ -85,17 +85,18 @@ class Curve(BaseModel):
             ]
         shared = sharing(fit(alone), joined)
         alone += [Observed(one.batch, one.load, one.without(shared)) for one in joined]
+        behind = behind or alone  # none ever waited
         station = Station(
-            fit(ready), fit(alone), fit(behind or alone),
+            fit(ready), fit(alone), fit(behind),
             self.max_batch_size, self.batch_wait_timeout_s, CONCURRENT_BATCHES, MAX_PREDICTIONS, shared, ranks,
         )  # fmt: skip
         if math.isinf(most := most_of(steps) / self.replicas):
             return station
         batch, slowed = station.filled(most), 0.0
         for _ in range(20):  # what was measured is slowed already; it settles, each time half as far from the end
-            one = fit(behind or alone, slowed).mean(batch, 0.0) / batch
+            one = fit(behind, slowed).mean(batch, 0.0) / batch
             slowed = max(0.0, (1 / (most * one) - 1) / most)
-        return replace(station, alone=fit(alone, slowed), behind=fit(behind or alone, slowed))
+        return replace(station, alone=fit(alone, slowed), behind=fit(behind, slowed))
 
 
 def most_of(steps: Sequence[Step]) -> float:

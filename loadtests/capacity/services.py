@@ -42,21 +42,21 @@ class Services(NamedTuple):
         all_ready = np.sort([ready(one) for one in answers])
         # The stages of one batch have the same times; it ends with its last answer.
         batches = [list(batch) for _, batch in itertools.groupby(answers, key=lambda one: one.stages_ms["detect"])]
-        end, through, order = -np.inf, 0, list[tuple[list[float], int]]()
+        end, through, order = -np.inf, 0, list[tuple[list[float], float]]()
         for members, after in itertools.zip_longest(batches, batches[1:]):
             size, done, began = members[0].batch, members[-1].done * 1000, formed(members)
             start, next_began = min(map(ready, members)), formed(after) if after else np.inf
             through += len(members)
             if start >= end and next_began >= done:
-                order.append((self.alone[size], len(self.alone[size])))
                 self.alone[size].append(done - began)
+                order.append((self.alone[size], done - began))
             elif start >= end and next_began >= began:
                 self.joined[size].append((round(next_began - began, 1), round(done - began, 1)))
             elif start <= end - BEHIND * typical and np.searchsorted(all_ready, end) > through:
-                order.append((self.behind[size], len(self.behind[size])))
                 self.behind[size].append(done - end)
+                order.append((self.behind[size], done - end))
             end = max(end, done)
-        self.ranks.extend((sum(one < kind[n] for one in kind) + 0.5) / len(kind) for kind, n in order)
+        self.ranks.extend((sum(one < took for one in kind) + 0.5) / len(kind) for kind, took in order)
 
 
 def ready(one: Asked) -> float:

@@ -20,7 +20,7 @@ import uvloop
 from loadtests.capacity import trace
 from loadtests.capacity.curve import QUIET, Curve, Step, follows
 from loadtests.capacity.services import Services
-from loadtests.clients import Asked, offer, shares
+from loadtests.clients import Asked, offer, others_seconds
 from loadtests.mix import Photo
 from loadtests.service import Service, detector, shipped
 from serve_app import configuration
@@ -81,14 +81,14 @@ class Offered(NamedTuple):
 def offered(service: Service, photos: list[Photo], rate: float, seconds: float, rng: np.random.Generator) -> Offered:
     """Waits for a moment in which nothing else works on this machine, but not for ever."""
     for _ in range(PATIENCE):
-        _, before = shares(service.pid)
+        before = others_seconds(service.pid)
         time.sleep(PEEK_S)
-        if shares(service.pid)[1] - before <= QUIET * PEEK_S * CORES:
+        if others_seconds(service.pid) - before <= QUIET * PEEK_S * CORES:
             break
     arrivals = trace.steady(rate, seconds).arrivals(rng)
-    began, (_, before) = time.monotonic(), shares(service.pid)
+    began, before = time.monotonic(), others_seconds(service.pid)
     asked = uvloop.run(offer(service.url, photos, arrivals))
-    others = (shares(service.pid)[1] - before) / (time.monotonic() - began) / CORES
+    others = (others_seconds(service.pid) - before) / (time.monotonic() - began) / CORES
     return Offered(rate, arrivals, asked, round(others, 3))
 
 
