@@ -7,12 +7,12 @@ A rule is a function of a `Deployed`; it yields findings. Each says what will ha
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from serve_app import configuration, switches
-from serve_app.deployed import Deployed, Finding, cores
+from serve_app.deployed import Deployed, Finding, asked, cores, most
 from serve_app.weights import ROOT
 
 DRAIN_S = 30  # RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S of Ray 2.60
@@ -56,33 +56,39 @@ def load_balancer(d: Deployed) -> Iterator[Finding]:
 
 
 def batches(d: Deployed) -> Iterator[Finding]:
-    """A replica must be allowed to hold the batches it forms."""
+    """A replica must be allowed to hold the batches it forms, and have the time to form them."""
     for deployment in d.deployments:
-        size = (deployment.get("user_config") or {}).get("max_batch_size", 1)
+        config = deployment.get("user_config") or {}
+        size = config.get("max_batch_size", 1)
         if deployment.get("max_ongoing_requests", 5) < 2 * size:
             why = f"{deployment['name']} never holds two batches of {size}; Serve's default of 5 caps them"
             yield d.found("max_ongoing_requests", why, f"at least {2 * size}")
+        if size > 1 and not config.get("batch_wait_timeout_s"):
+            why = "Serve closes a batch that long after its first image, even while the engine is busy: batches of one"
+            yield d.found("batch_wait_timeout_s", why, "more than 0, or max_batch_size: 1")
 
 
 def updates(d: Deployed) -> Iterator[Finding]:
-    """An update in place must start before it stops."""
+    """An update in place must start before it stops, and have where (seen, loadtests/RESULTS.md)."""
     for deployment in d.deployments:
         if not deployment.get("max_surge_percent"):
             why = f"an update stops replicas of {deployment['name']} before new ones are up (ray#66252)"
             yield d.found(deployment["name"], why, "max_surge_percent: 100")
+        shares = [(d.booked()[what], share) for what, share in asked(deployment).items() if share]
+        places = min((int(room / share) for room, share in shares), default=math.inf)
+        if most(deployment) >= places * d.workers["maxReplicas"]:
+            why = f"{deployment['name']} may fill every worker: an update in place then waits until the load falls"
+            yield d.found("maxReplicas", why, "one worker more, or fewer replicas")
 
 
 def sizes(d: Deployed) -> Iterator[Finding]:
     """All replicas must find a place, and no GPU may idle for want of cores."""
-    booked = float(d.workers["rayStartParams"].get("num-cpus", cores(d.room["requests"]["cpu"])))
-    gpus = float(d.room.get("limits", {}).get("nvidia.com/gpu", 0))
-    cpu = sum(x["ray_actor_options"].get("num_cpus", 1) * most(x) for x in d.deployments)
-    gpu = sum(x["ray_actor_options"].get("num_gpus", 0) * most(x) for x in d.deployments)
-    if cpu > booked * d.workers["maxReplicas"] or gpu > gpus * d.workers["maxReplicas"]:
-        workers = d.workers["maxReplicas"]
+    one, workers = d.booked(), d.workers["maxReplicas"]
+    cpu, gpu = (sum(asked(x)[what] * most(x) for x in d.deployments) for what in one)
+    if cpu > one["num_cpus"] * workers or gpu > one["num_gpus"] * workers:
         why = f"the replicas book {cpu:g} CPUs and {gpu:g} GPUs, {workers} workers have less: some never start"
         yield d.found("maxReplicas", why, "more or larger workers, or fewer replicas")
-    if gpu and gpus and cpu / gpu > booked / gpus:
+    if gpu and one["num_gpus"] and cpu / gpu > one["num_cpus"] / one["num_gpus"]:
         yield d.found("num_gpus", "GPUs idle: their workers have too few CPUs for the replicas", "smaller num_cpus")
 
 
@@ -204,12 +210,6 @@ RULES: tuple[Callable[[Deployed], Iterator[Finding]], ...] = (
     timeouts, load_balancer, batches, updates, sizes, upgrades, access, disruptions, versions, keys, head, messages,
     names, front, probes, account,
 )  # fmt: skip
-
-
-def most(deployment: dict[str, Any]) -> int:
-    """The most replicas it may have."""
-    scaling = deployment.get("autoscaling_config") or {}
-    return int(scaling.get("max_replicas") or deployment.get("num_replicas") or 1)
 
 
 def check(deployed: Deployed) -> list[Finding]:

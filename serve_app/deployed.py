@@ -65,6 +65,11 @@ class Deployed:
         """Of its Ray container."""
         return {e["name"]: e.get("value", "") for e in pod["containers"][0].get("env", [])}
 
+    def booked(self) -> dict[str, float]:
+        """What Ray books at most on one worker."""
+        cpus = float(self.workers["rayStartParams"].get("num-cpus", cores(self.room["requests"]["cpu"])))
+        return {"num_cpus": cpus, "num_gpus": float(self.room.get("limits", {}).get("nvidia.com/gpu", 0))}
+
     def found(self, key: str, why: str, cure: str) -> Finding:
         """At the first line with this key."""
         line = next((n for n, text in enumerate(self._lines, 1) if re.search(rf"\b{re.escape(key)}:", text)), 1)
@@ -76,6 +81,18 @@ def read(file: Path) -> Deployed:
     locked = re.search(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     account = "".join(path.read_text() for path in sorted((ROOT / "terraform").glob("*.tf")))
     return Deployed(file, file.read_text(), locked[1] if locked else "", (ROOT / "Dockerfile").read_text(), account)
+
+
+def asked(deployment: dict[str, Any]) -> dict[str, float]:
+    """What Ray books for one replica."""
+    options = deployment.get("ray_actor_options") or {}
+    return {"num_cpus": options.get("num_cpus", 1), "num_gpus": options.get("num_gpus", 0)}
+
+
+def most(deployment: dict[str, Any]) -> int:
+    """The most replicas it may have."""
+    scaling = deployment.get("autoscaling_config") or {}
+    return int(scaling.get("max_replicas") or deployment.get("num_replicas") or 1)
 
 
 def cores(quantity: str) -> float:
