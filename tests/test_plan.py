@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from loadtests.capacity.plan import Availability, Instance, Plan
 from loadtests.capacity.sizing import Unreachable, spare
 from serve_app import configuration, manifests
 from serve_app.check import check
-from serve_app.deployed import Deployed, read
+from serve_app.deployed import Deployed, asked, read
 from tests.conftest import ROOT
 
 MEASURED = Path(__file__).with_name("curve.json")  # one replica on two cores, 2026-11-25, see loadtests/RESULTS.md
@@ -100,34 +101,55 @@ def test_the_serve_patch_is_an_overlays_difference(made: Plan) -> None:
         assert door["autoscaling_config"]["max_replicas"] == made.replicas
         assert door["autoscaling_config"]["policy"]["policy_kwargs"] == {"target_s": made.target_wait_s}
         assert door["max_ongoing_requests"] > merged["applications"][0]["args"]["max_waiting_images"]
-        assert door["ray_actor_options"] == below["applications"][0]["deployments"][0]["ray_actor_options"]
+        assert door["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 0}
 
 
 def applied(deployed: Deployed, made: Plan) -> Deployed:
-    """Production with the three patches."""
+    """An overlay with the three patches."""
     deployed.serve = configuration.merged(deployed.serve, made.serve())
     deployed.args = deployed.serve["applications"][0]["args"]
     deployed.deployments = deployed.serve["applications"][0]["deployments"]
     for one in made.workers():
         assert one["op"] == "replace"
-        deployed.workers[one["path"].rsplit("/", 1)[1]] = one["value"]
+        *path, key = one["path"].removeprefix("/spec/rayClusterConfig/workerGroupSpecs/0/").split("/")
+        at: Any = deployed.workers
+        for step in path:
+            at = at[int(step) if step.isdigit() else step]
+        assert key in at
+        at[key] = one["value"]
     pool = made.nodepool()
     (known,) = [o for o in deployed.kind("NodePool") if o["metadata"]["name"] == pool["metadata"]["name"]]
     known["spec"]["limits"] = pool["spec"]["limits"]
     return deployed
 
 
-def test_check_has_nothing_to_say_of_production_with_the_patches(
-    measured: curve.Curve, rendered: dict[str, Path]
+GPU, CPU = {"gpu": "L4", "cores": 8}, {"cores": 4}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "hardware", "together"), [("production", GPU, 4), ("staging", CPU, 1), ("staging", CPU, 2)]
+)
+def test_check_has_nothing_to_say_of_an_overlay_with_the_patches(
+    measured: curve.Curve, rendered: dict[str, Path], overlay: str, hardware: dict[str, str | float], together: int
 ) -> None:
-    """As if it had been measured with four replicas on one GPU."""
-    gpu = measured.model_copy(update={"hardware": {"gpu": "L4", "cores": 8}, "replicas": 4})
+    """As if it had been measured there."""
+    there = measured.model_copy(update={"hardware": hardware, "replicas": together})
+    large = sizing.make(there, 160, 600, availability="zone")
+    deployed = applied(read(rendered[overlay]), large)
+    assert check(deployed) == []
+    (door,) = deployed.deployments
+    assert {int(deployed.booked()[what] / share) for what, share in asked(door).items() if share} == {together}
+    deployed.workers["maxReplicas"] -= 1
+    assert [f for f in check(deployed) if "may fill every worker" in f.why]
+
+
+def test_without_its_node_pool_a_large_plan_does_not_pass(measured: curve.Curve, rendered: dict[str, Path]) -> None:
+    gpu = measured.model_copy(update={"hardware": GPU, "replicas": 4})
     large = sizing.make(gpu, 160, 600, availability="zone")
     assert large.nodes > 4, "more than production has room for as it is"
-    assert check(applied(read(rendered["production"]), large)) == []
     small = applied(read(rendered["production"]), large)
-    small.kind("NodePool")[1]["spec"]["limits"] = {"nvidia.com/gpu": "8"}
-    assert [f for f in check(small) if "two clusters" in f.why], "without its node pool the upgrade would hang"
+    small.kind("NodePool")[1]["spec"]["limits"] = {"nvidia.com/gpu": "10"}
+    assert [f for f in check(small) if "two clusters" in f.why]
 
 
 def capacity(*typed: str) -> subprocess.CompletedProcess[str]:

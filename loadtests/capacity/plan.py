@@ -100,22 +100,41 @@ class Plan:
                 "batch_wait_timeout_s": self.curve.batch_wait_timeout_s,
             },
         }
-        if "gpu" in self.curve.hardware:
-            door["ray_actor_options"] = {"num_gpus": math.floor(1e4 / self.curve.replicas) / 1e4}
+        # As many as were measured together fill a pod. Ray counts in ten-thousandths.
+        pod = {"num_cpus": self.pod_cores, "num_gpus": int("gpu" in self.curve.hardware)}
+        door["ray_actor_options"] = {
+            what: math.floor(1e4 * all_of_it / self.curve.replicas) / 1e4 for what, all_of_it in pod.items()
+        }
         args = {"max_waiting_images": self.room}
         return {"applications": [{"name": "recognition", "args": args, "deployments": [door]}]}
 
+    @property
+    def pod_cores(self) -> int:
+        """What a worker's pod asks for: no second one finds room on the node, and what else runs there does."""
+        return max(1, 3 * int(self.curve.hardware["cores"]) // 4)
+
+    @property
+    def most_workers(self) -> int:
+        """One more than the replicas fill: where an update in place begins."""
+        return self.nodes + 1
+
     def workers(self) -> list[dict[str, Any]]:
-        """JSON 6902 for the RayService: the worker group's size."""
+        """JSON 6902 for the RayService: how many workers, and their size."""
         group = "/spec/rayClusterConfig/workerGroupSpecs/0"
-        sizes = {"replicas": self.fewest_nodes, "minReplicas": self.fewest_nodes, "maxReplicas": self.nodes}
+        sizes = {
+            "replicas": self.fewest_nodes,
+            "minReplicas": self.fewest_nodes,
+            "maxReplicas": self.most_workers,
+            "template/spec/containers/0/resources/requests/cpu": str(self.pod_cores),
+        }
         return [{"op": "replace", "path": f"{group}/{key}", "value": value} for key, value in sizes.items()]
 
     def nodepool(self) -> dict[str, Any]:
         """A merge patch: room for two clusters, as an upgrade by `NewCluster` runs both."""
         gpu = "gpu" in self.curve.hardware
         cores = int(self.curve.hardware["cores"])
-        limits = {"nvidia.com/gpu": str(2 * self.nodes)} if gpu else {"cpu": str(2 * self.nodes * cores + 4)}
+        workers = 2 * self.most_workers
+        limits = {"nvidia.com/gpu": str(workers)} if gpu else {"cpu": str(workers * cores + 4)}
         metadata = {"name": "recognition-gpu" if gpu else "recognition-cpu"}
         return {"apiVersion": "karpenter.sh/v1", "kind": "NodePool", "metadata": metadata, "spec": {"limits": limits}}
 
@@ -149,7 +168,11 @@ class Plan:
         )
         yield "max_waiting_images", f"{self.room}: a full replica answers its last after twice the objective"
         yield "max_ongoing_requests, max_queued_requests", f"{self.room + BESIDE}"
-        yield "nodes", f"{self.fewest_nodes} to {self.nodes} of {curve.replicas} replica(s); twice during an upgrade"
+        yield (
+            "nodes",
+            f"{self.fewest_nodes} to {self.nodes} of {curve.replicas} replica(s); an upgrade in place takes one more, "
+            "a new cluster twice",
+        )
         yield "node pool's limit", str(self.nodepool()["spec"]["limits"])
         if self.instance:
             low, high = self.per_month
