@@ -22,6 +22,7 @@ from serve_app.errors import ImageTooComplex, Timeout
 from serve_app.live import LiveWeights
 from serve_app.records import Detected, Finished, Prepared, Serving
 from serve_app.settings import AppSettings, DetectorSettings, PredictOptions
+from serve_app.turns import Turns
 from serve_app.watch import Watch
 
 logger = logging.getLogger("ray.serve")
@@ -76,7 +77,7 @@ class Preprocessor(Stage):
         return Prepared(square, box, options, data if options.format == "image" else None, elapsed, moment)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Place:
     """An image in the Detector's queue; no longer wanted when its caller has gone."""
 
@@ -97,6 +98,7 @@ class Detector(Stage):
         self._engine = metrics.engine_seconds_total()
         self._refused = metrics.settings_refused_total()
         self._changes, self._watch = asyncio.Lock(), Watch()
+        self._turns = Turns(CONCURRENT_BATCHES)
         self._replica = serve.get_replica_context().replica_id.unique_id
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -117,6 +119,7 @@ class Detector(Stage):
         """The smallest and the largest batch run before they are used."""
         self._live.turn_to(wanted.weights, {1, wanted.max_batch_size})
         self._detect.set_max_batch_size(wanted.max_batch_size)
+        self._turns.size = wanted.max_batch_size
         self._detect.set_batch_wait_timeout_s(wanted.batch_wait_timeout_s)
         logger.info("user_config in force: %s", wanted)
 
@@ -128,7 +131,8 @@ class Detector(Stage):
         """Waits for its batch. Raises Timeout, and nothing for what is in the image: that was checked before."""
         place = Place(prepared, time.perf_counter())
         try:
-            await self._detect(place)
+            async with self._turns.awaited(place):
+                await self._detect(place)
         except asyncio.CancelledError:
             place.wanted = False
             raise
@@ -142,9 +146,10 @@ class Detector(Stage):
     async def _detect(self, batch: list[Place]) -> list[None]:
         """One forward pass. All members are valid by now, so only a fault of our own can fail them together."""
         now = time.time()
-        if awaited := [place for place in batch if place.wanted and now < place.prepared.moment]:
-            with self._watch.running():
-                await asyncio.to_thread(self._forward, awaited)
+        with self._turns.running(batch):
+            if awaited := [place for place in batch if place.wanted and now < place.prepared.moment]:
+                with self._watch.running():
+                    await asyncio.to_thread(self._forward, awaited)
         return [None] * len(batch)
 
     def _forward(self, batch: list[Place]) -> None:

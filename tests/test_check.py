@@ -51,7 +51,6 @@ EXAMPLES: list[tuple[str, str, Change]] = [
     ("load_balancer", "still sends", lambda d: d.service.pop("rayClusterDeletionDelaySeconds")),
     ("batches", "never holds", lambda d: d.deployments[0].pop("max_ongoing_requests")),
     ("updates", "before new ones", lambda d: d.deployments[0].pop("max_surge_percent")),
-    ("batches", "batches of one", lambda d: d.deployments[0].update(user_config={"max_batch_size": 16, "batch_wait_timeout_s": 0.0})),
     ("updates", "may fill every worker", lambda d: d.cluster["workerGroupSpecs"][0].update(maxReplicas=4)),
     ("sizes", "never start", lambda d: d.cluster["workerGroupSpecs"][0].update(maxReplicas=1)),
     ("sizes", "GPUs idle", lambda d: d.deployments[0]["ray_actor_options"].update(num_cpus=2, num_gpus=0.25)),

@@ -17,6 +17,7 @@ from serve_app.errors import InvalidParameter, Timeout
 from serve_app.image import Letterbox
 from serve_app.records import Prepared
 from serve_app.settings import PredictOptions
+from serve_app.turns import Turns
 from serve_app.watch import Watch
 from tests.test_errors import check
 
@@ -69,7 +70,7 @@ def detector() -> Any:
     made._live = SimpleNamespace(now=SimpleNamespace(model=Network(), weights=None))
     made._seconds = made._queue = SimpleNamespace(observe=lambda *_: None)
     made._engine = SimpleNamespace(inc=lambda *_: None)
-    made._watch, made._replica = Watch(), "a"
+    made._watch, made._replica, made._turns = Watch(), "a", Turns(lanes=2, size=8)
     places: list[Place] = []
 
     async def detect(place: Place) -> None:

@@ -63,18 +63,15 @@ def test_the_formula_is_exact_where_it_should_be() -> None:
 
 
 def test_batches_multiply_what_a_replica_can_do() -> None:
-    batched = station(0.1, max_batch=4, wait_s=0.1)
+    batched = station(0.1, max_batch=4)
     assert batched.most == pytest.approx(40)
     assert run(batched, 1, 30, 20_000).percentile() < 0.6, "without batches it could do a third of it"
 
 
-def test_batches_are_as_full_as_they_have_time_to_be() -> None:
-    """At 20 a second one more comes in the 50 ms after the first; none is added while they wait for the engine."""
-    batched = station(0.1, max_batch=4, wait_s=0.05)
-    assert batched.most == pytest.approx(20)
-    assert run(batched, 1, 18, 20_000).percentile() < 2
-    assert run(batched, 1, 22, 20_000).percentile() > 10
-    assert station(0.1, max_batch=4).most == pytest.approx(10), "with no time at all, of one"
+def test_who_waits_for_the_engine_goes_in_together() -> None:
+    """Two lanes: the first two alone, then four and one."""
+    outcome = simulate(station(0.1, max_batch=4), 1, np.arange(7) / 1000, np.random.default_rng(0))
+    assert (outcome.sent + outcome.latency).round(3).tolist() == [0.1, 0.2, *[0.3] * 4, 0.4]
 
 
 def test_a_lone_photo_waits_for_its_batch_no_longer_than_it_may() -> None:

@@ -92,7 +92,7 @@ class Curve(BaseModel):
         )  # fmt: skip
         if math.isinf(most := most_of(steps) / self.replicas):
             return station
-        batch, slowed = station.filled(most), 0.0
+        batch, slowed = self.max_batch_size, 0.0
         for _ in range(20):  # what was measured is slowed already; it settles, each time half as far from the end
             one = fit(behind, slowed).mean(batch, 0.0) / batch
             slowed = max(0.0, (1 / (most * one) - 1) / most)

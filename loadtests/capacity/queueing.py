@@ -39,8 +39,8 @@ class Replica:
 
     ongoing: int = 0
     of_front: dict[int, int] = field(default_factory=dict)
+    waiting: deque[Request] = field(default_factory=deque)
     filling: list[Request] = field(default_factory=list)
-    formed: deque[list[Request]] = field(default_factory=deque)
     in_work: list[Batch] = field(default_factory=list)
     last: Batch = field(default_factory=lambda: Batch([], -math.inf, -math.inf))
     done: int = 0
@@ -136,35 +136,36 @@ class Replicas:
         self.at(ready, self._ready, replica, (sent, ready, front))
 
     def _ready(self, replica: Replica, request: Request) -> None:
-        replica.filling.append(request)
-        if len(replica.filling) == self.station.max_batch:
-            self._close(replica, replica.filling)
-        elif len(replica.filling) == 1:
-            self.at(self.now + self.station.wait_s, self._close, replica, replica.filling)
+        replica.waiting.append(request)
+        self._fill(replica)
 
-    def _close(self, replica: Replica, batch: list[Request]) -> None:
-        """As Serve does it: when the batch is full or has waited, whether a lane is free or not."""
-        if batch is replica.filling:
-            replica.filling = []
-            replica.formed.append(batch)
-            self._start(replica)
-
-    def _start(self, replica: Replica) -> None:
-        """The next batches, as far as there are lanes."""
+    def _fill(self, replica: Replica) -> None:
+        """As `serve_app.turns` lets photos into a batch: while there is a lane for it and a place in it."""
         station = self.station
-        while replica.formed and len(replica.in_work) < station.lanes:
-            members = replica.formed.popleft()
-            size = len(members)
-            rank = next(self._speeds[replica])  # one for both: a batch that is slow alone is slow behind another
-            alone = self.now + station.alone.at_rank(size, self.load, rank)
-            last, lone = replica.last, not replica.in_work
-            if last.lone and not lone:
-                last.end += station.shared * (last.end - self.now)
-                last.lone = False
-            end = max(alone, last.end + station.behind.at_rank(size, self.load, rank))
-            replica.last = Batch(members, self.now, end, lone)
-            replica.in_work.append(replica.last)
-            self.at(end, self._end, replica, replica.last)
+        while replica.waiting and len(replica.in_work) < station.lanes:
+            replica.filling.append(replica.waiting.popleft())
+            if len(replica.filling) == station.max_batch:
+                self._close(replica, replica.filling)
+            elif len(replica.filling) == 1:
+                self.at(self.now + station.wait_s, self._close, replica, replica.filling)
+
+    def _close(self, replica: Replica, members: list[Request]) -> None:
+        """As Serve does it: when the batch is full or has waited."""
+        if members is not replica.filling:
+            return
+        replica.filling = []
+        station, size = self.station, len(members)
+        rank = next(self._speeds[replica])  # one for both: a batch that is slow alone is slow behind another
+        alone = self.now + station.alone.at_rank(size, self.load, rank)
+        last, lone = replica.last, not replica.in_work
+        if last.lone and not lone:
+            last.end += station.shared * (last.end - self.now)
+            last.lone = False
+        end = max(alone, last.end + station.behind.at_rank(size, self.load, rank))
+        replica.last = Batch(members, self.now, end, lone)
+        replica.in_work.append(replica.last)
+        self.at(end, self._end, replica, replica.last)
+        self._fill(replica)
 
     def _end(self, replica: Replica, batch: Batch) -> None:
         if self.now < batch.end:
@@ -181,7 +182,7 @@ class Replicas:
             self._sent.append(sent)
             self._latency.append(self.now - sent)
             self._waited.append(began - ready)
-        self._start(replica)
+        self._fill(replica)
 
 
 def simulate(station: Station, number: int, arrivals: Array, rng: np.random.Generator, fronts: int = 1) -> Outcome:

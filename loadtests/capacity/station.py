@@ -103,16 +103,9 @@ class Station:
     shared: float = 0.0  # see `sharing`
     ranks: Sequence[Sequence[float]] = ()  # of successive batches, in runs
 
-    def filled(self, rate: float) -> float:
-        """Photos in a batch at so many a second: Serve closes it `wait_s` after its first, though others wait."""
-        return min(float(self.max_batch), 1 + rate * self.wait_s)
-
     @property
     def most(self) -> float:
-        """Photos a second when both lanes are always in use: where rate = batch / S(batch, rate)."""
-        batch, slowed = float(self.max_batch), self.behind.slowed
-        for _ in range(50):  # from above
-            idle = batch / self.behind.mean(batch, 0.0)
-            rate = (math.sqrt(1 + 4 * slowed * idle) - 1) / (2 * slowed) if slowed else idle
-            batch = self.filled(rate)
-        return rate
+        """Photos a second when both lanes are always in use, so that each batch is full: rate = batch / S(batch, rate)."""
+        slowed = self.behind.slowed
+        idle = self.max_batch / self.behind.mean(self.max_batch, 0.0)
+        return (math.sqrt(1 + 4 * slowed * idle) - 1) / (2 * slowed) if slowed else idle
