@@ -105,7 +105,7 @@ class Station:
 
     @property
     def most(self) -> float:
-        """Photos a second when both lanes are always in use, so that each batch is full: rate = batch / S(batch, rate)."""
+        """Photos a second when both lanes are always in use and each batch is full: rate = batch / S(batch, rate)."""
         slowed = self.behind.slowed
         idle = self.max_batch / self.behind.mean(self.max_batch, 0.0)
         return (math.sqrt(1 + 4 * slowed * idle) - 1) / (2 * slowed) if slowed else idle
