@@ -21,6 +21,7 @@ class Turns:
         self.size = size  # of the largest batch; may change while images wait
         self._lanes, self._running = lanes, 0
         self._forming: set[object] = set()
+        self._late: set[object] = set()  # came as the last lane was taken: Serve closes them as a batch of their own
         self._waiting: deque[tuple[object, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
@@ -33,14 +34,19 @@ class Turns:
             await turn
             yield
         finally:
-            self._forming.discard(image)  # its caller has gone before the batch began
+            for batch in (self._forming, self._late):
+                batch.discard(image)  # its caller has gone before the batch began
             self._admit()
 
     @contextmanager
     def running(self, batch: Sequence[object]) -> Iterator[None]:
         """While it is in the engine."""
         self._forming.difference_update(batch)
+        self._late.difference_update(batch)
         self._running += 1
+        if self._running == self._lanes:
+            self._late |= self._forming
+            self._forming.clear()
         self._admit()
         try:
             yield
@@ -49,7 +55,9 @@ class Turns:
             self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self._running < self._lanes and len(self._forming) < self.size:
+        # The late ones have the next lane: beside them there would be two small batches, one after the other for ever.
+        taken = self._running + bool(self._late)
+        while self._waiting and taken < self._lanes and len(self._forming) < self.size:
             image, turn = self._waiting.popleft()
             if not turn.done():  # cancelled
                 self._forming.add(image)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
+import pytest
+from ray import serve
 
 from loadtests.service import Service
+from serve_app.turns import Turns
 from tests.test_predict import same
 
 
@@ -44,3 +51,90 @@ def test_batch_mates_keep_their_own_options(graph: Service, bus: bytes) -> None:
     for (_, low), (_, high) in zip(answers[::2], answers[1::2], strict=True):
         assert min(high) >= 0.8
         assert min(low) < 0.8
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int, float], Any]:
+    """Behind Serve's own batching; it waits until it is `free`, and fails on `None`."""
+    replica = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=100))
+    monkeypatch.setattr(serve, "get_replica_context", lambda: replica)  # which only a replica has
+
+    def made(lanes: int, size: int, wait_s: float) -> Any:
+        class Engine:
+            def __init__(self) -> None:
+                self.turns, self.free, self.batches = Turns(lanes, size), asyncio.Event(), []
+
+            async def __call__(self, image: int | None) -> int | None:
+                async with self.turns.awaited(image):
+                    return await self.detect(image)
+
+            @serve.batch(max_batch_size=size, batch_wait_timeout_s=wait_s, max_concurrent_batches=lanes)
+            async def detect(self, batch: list[int | None]) -> list[int | None]:
+                with self.turns.running(batch):
+                    self.batches.append(batch)
+                    await self.free.wait()
+                    await asyncio.sleep(0.03)
+                    if None in batch:
+                        raise RuntimeError
+                return batch
+
+            async def come(self, *images: int | None) -> list[asyncio.Task[int | None]]:
+                calls = [asyncio.create_task(self(image)) for image in images]
+                await asyncio.sleep(0.01)
+                return calls
+
+        return Engine()
+
+    return made
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_with_serves_own_batching(engine: Callable[[int, int, float], Any], lanes: int) -> None:
+    """Of sixteen that come one after the other, those that meet a busy engine share batches."""
+
+    async def main() -> list[list[int | None]]:
+        made = engine(lanes, 8, 0.0)
+        calls = [call for image in range(16) for call in await made.come(image)]
+        made.free.set()
+        async with asyncio.timeout(10):
+            assert await asyncio.gather(*calls) == list(range(16)), "each has its own answer"
+        return made.batches
+
+    first = [[image] for image in range(lanes)]
+    full, rest = list(range(lanes, lanes + 8)), list(range(lanes + 8, 16))
+    assert asyncio.run(main()) == [*first, full, rest]
+
+
+def test_a_batch_that_fails_gives_its_lane_back(engine: Callable[[int, int, float], Any]) -> None:
+    async def main() -> None:
+        made = engine(1, 4, 0.0)
+        failing, *good = await made.come(None) + await made.come(1, 2)
+        made.free.set()
+        async with asyncio.timeout(10):
+            assert await asyncio.gather(*good) == [1, 2]
+        assert isinstance(failing.exception(), RuntimeError)
+
+    asyncio.run(main())
+
+
+def test_one_that_comes_as_the_last_lane_is_taken_makes_one_small_batch_not_many(
+    engine: Callable[[int, int, float], Any],
+) -> None:
+    """A member of the batch that forms leaves, and another takes its place: Serve counts both, and starts the second."""
+
+    async def main() -> list[list[int]]:
+        made = engine(2, 4, 0.005)
+        made.free.set()
+        calls = await made.come(0)
+        await asyncio.sleep(0.01)  # the two lanes end at different times
+        gone, *rest = (asyncio.create_task(made(image)) for image in range(1, 30))
+        while not made.turns._forming:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # in Serve's queue
+        gone.cancel()
+        async with asyncio.timeout(10):
+            await asyncio.gather(*calls, *rest)
+        return made.batches
+
+    small = [batch for batch in asyncio.run(main()) if len(batch) < 4]
+    assert len(small) <= 4, "the first, the one that somebody left, the late one, and what may be left at the end"

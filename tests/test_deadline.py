@@ -52,13 +52,14 @@ def test_a_moment_that_has_passed_stops_a_stage() -> None:
 
 
 class Network:
-    """Counts what it is given."""
+    """Counts what it is given, and notes how many batches have a lane then."""
 
-    def __init__(self) -> None:
-        self.seen = 0
+    def __init__(self, turns: Turns) -> None:
+        self.seen, self.running, self._turns = 0, set[int](), turns
 
     def __call__(self, squares: np.ndarray) -> np.ndarray:
         self.seen += len(squares)
+        self.running.add(self._turns._running)
         time.sleep(0.05)
         return np.zeros((len(squares), 6, 21), np.float32)
 
@@ -67,10 +68,11 @@ class Network:
 def detector() -> Any:
     """A Detector around that network, without Ray."""
     made = Detector.__new__(Detector)
-    made._live = SimpleNamespace(now=SimpleNamespace(model=Network(), weights=None))
+    made._turns = Turns(lanes=2, size=8)
+    made._live = SimpleNamespace(now=SimpleNamespace(model=Network(made._turns), weights=None))
     made._seconds = made._queue = SimpleNamespace(observe=lambda *_: None)
     made._engine = SimpleNamespace(inc=lambda *_: None)
-    made._watch, made._replica, made._turns = Watch(), "a", Turns(lanes=2, size=8)
+    made._watch, made._replica = Watch(), "a"
     places: list[Place] = []
 
     async def detect(place: Place) -> None:
@@ -101,7 +103,9 @@ def test_the_network_never_sees_what_is_late_or_whose_caller_has_gone(detector: 
     assert first.batch_size == last.batch_size == 2
     assert isinstance(late, Timeout)
     assert isinstance(gone, asyncio.CancelledError)
-    assert detector._live.now.model.seen == 2
+    network = detector._live.now.model
+    assert (network.seen, network.running) == (2, {1})
+    assert not detector._turns._running
 
 
 def test_a_batch_that_nobody_awaits_does_not_run(detector: Any) -> None:

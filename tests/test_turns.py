@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
-
-import pytest
-from ray import serve
 
 from serve_app.turns import Turns
 
@@ -30,10 +26,11 @@ class Batching:
     def come(self, *names: str) -> list[asyncio.Task[None]]:
         return [asyncio.create_task(self.image(name)) for name in names]
 
-    async def look(self) -> None:
+    async def look(self, most: int = 9) -> None:
         """Closes a batch, if somebody came, and starts it."""
         await settle()
-        batch, self.arrived = [one for one in self.arrived if not one[1].cancelled()], []
+        batch = [one for one in self.arrived if not one[1].cancelled()][:most]
+        self.arrived = [one for one in self.arrived if one not in batch]
         if batch:
             task = asyncio.create_task(self.run(batch))
             self.tasks.add(task)
@@ -152,6 +149,34 @@ def test_a_batch_that_all_have_left_gives_its_lane_back() -> None:
     assert run(test) == [["a"], ["b"]]
 
 
+def test_a_late_one_has_the_next_lane_and_no_more() -> None:
+    """B and c were let in together, but Serve closed the batch before c came."""
+
+    async def test(batching: Batching) -> None:
+        batching.come("a")
+        await batching.look()
+        batching.come("b", "c")
+        await batching.look(most=1)
+        batching.come("d")
+        await settle()
+        assert [name for name, _ in batching.arrived] == ["c"]
+        await batching.release()
+        await batching.release()
+
+    assert run(test, lanes=2) == [["a"], ["b"], ["c"], ["d"]]
+
+
+def test_a_late_one_that_leaves_keeps_no_lane() -> None:
+    async def test(batching: Batching) -> None:
+        _, late = batching.come("a", "b")
+        await batching.look(most=1)
+        batching.come("c")
+        late.cancel()
+        await batching.release()
+
+    assert run(test) == [["a"], ["c"]]
+
+
 def test_a_larger_batch_from_the_next_one_on() -> None:
     async def test(batching: Batching) -> None:
         batching.come("a")
@@ -161,39 +186,3 @@ def test_a_larger_batch_from_the_next_one_on() -> None:
         await batching.release()
 
     assert run(test, size=1) == [["a"], ["b", "c", "d"]]
-
-
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_with_serves_own_batching(monkeypatch: pytest.MonkeyPatch, lanes: int) -> None:
-    """Of sixteen that come one after the other, those that meet a busy engine share batches."""
-    replica = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=100))
-    monkeypatch.setattr(serve, "get_replica_context", lambda: replica)  # which only a replica has
-
-    class Engine:
-        def __init__(self) -> None:
-            self.turns, self.free, self.batches = Turns(lanes, 8), asyncio.Event(), []
-
-        async def __call__(self, image: int) -> int:
-            async with self.turns.awaited(image):
-                return await self.detect(image)
-
-        @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.0, max_concurrent_batches=lanes)
-        async def detect(self, batch: list[int]) -> list[int]:
-            with self.turns.running(batch):
-                self.batches.append(batch)
-                await self.free.wait()
-            return batch
-
-    async def main() -> list[list[int]]:
-        engine = Engine()
-        calls = []
-        for image in range(16):
-            calls.append(asyncio.create_task(engine(image)))
-            await asyncio.sleep(0.005)
-        engine.free.set()
-        assert await asyncio.gather(*calls) == list(range(16)), "each has its own answer"
-        return engine.batches
-
-    first = [[image] for image in range(lanes)]
-    full, rest = list(range(lanes, lanes + 8)), list(range(lanes + 8, 16))
-    assert asyncio.run(main()) == [*first, full, rest]
