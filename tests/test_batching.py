@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from ray import serve
+from ray.serve.batching import _BatchQueue
 
 from loadtests.service import Service
 from serve_app.turns import Turns
@@ -54,10 +56,11 @@ def test_batch_mates_keep_their_own_options(graph: Service, bus: bytes) -> None:
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int, float], Any]:
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int, float], Any]]:
     """Behind Serve's own batching; it waits until it is `free`, and fails on `None`."""
     replica = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=100))
     monkeypatch.setattr(serve, "get_replica_context", lambda: replica)  # which only a replica has
+    monkeypatch.delattr(_BatchQueue, "__del__")  # it makes an event loop and leaves it open, where none runs any more
 
     def made(lanes: int, size: int, wait_s: float) -> Any:
         class Engine:
@@ -85,7 +88,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int, float], Any]:
 
         return Engine()
 
-    return made
+    yield made
+    gc.collect()
 
 
 @pytest.mark.parametrize("lanes", [1, 2])

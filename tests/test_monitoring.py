@@ -52,7 +52,7 @@ def send(url: str, bus: bytes) -> Answers:
 def seen(bus: bytes) -> Iterator[tuple[Service, Prometheus, Answers]]:
     if not shutil.which("prometheus"):
         pytest.skip("no Prometheus")
-    content = config(free_port())
+    content = config(free_port(), weights="models/default.pt")  # quicker than COCO's, which bursts are made of
     with observed(content) as (service, prometheus):
         statuses = send(service.url, bus)
         detector(content)["user_config"] = {"max_batch_size": -1}

@@ -165,7 +165,7 @@ def test_the_command_line_plans_and_replays(tmp_path: Path) -> None:
     assert "cost of a million photos" in planned.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"serve.yaml", "workers.yaml", "nodepool.yaml", "plan.png"}
     configuration.load(ROOT / "serve_config.yaml", (tmp_path / "serve.yaml").read_text())
-    replayed = capacity("replay", *sizing, "--trace", "flash-crowd", "--hours", "0.5", "--node-s", "120")
+    replayed = capacity("replay", *sizing, "--trace", "flash-crowd", "--hours", "0.25", "--node-s", "120")
     assert replayed.returncode == 1, replayed.stdout + replayed.stderr
     assert "missed from" in replayed.stdout
     again = capacity("replay", *sizing, "--trace", str(tmp_path / "trace.csv"), "--node-s", "120")
