@@ -7,7 +7,6 @@ A rule is a function of a `Deployed`; it yields findings. Each says what will ha
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator
 
@@ -70,9 +69,7 @@ def updates(d: Deployed) -> Iterator[Finding]:
         if not deployment.get("max_surge_percent"):
             why = f"an update stops replicas of {deployment['name']} before new ones are up (ray#66252)"
             yield d.found(deployment["name"], why, "max_surge_percent: 100")
-        shares = [(d.booked()[what], share) for what, share in asked(deployment).items() if share]
-        places = min((int(room / share) for room, share in shares), default=math.inf)
-        if most(deployment) >= places * d.workers["maxReplicas"]:
+        if most(deployment) >= d.places(deployment) * d.workers["maxReplicas"]:
             why = f"{deployment['name']} may fill every worker: an update in place then waits until the load falls"
             yield d.found("maxReplicas", why, "one worker more, or fewer replicas")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,11 @@ class Deployed:
         """What Ray books at most on one worker."""
         cpus = float(self.workers["rayStartParams"].get("num-cpus", cores(self.room["requests"]["cpu"])))
         return {"num_cpus": cpus, "num_gpus": float(self.room.get("limits", {}).get("nvidia.com/gpu", 0))}
+
+    def places(self, deployment: dict[str, Any]) -> float:
+        """How many of its replicas fit on one worker; any number when they book nothing."""
+        shares = [(self.booked()[what], share) for what, share in asked(deployment).items() if share]
+        return min((int(room / share) for room, share in shares), default=math.inf)
 
     def found(self, key: str, why: str, cure: str) -> Finding:
         """At the first line with this key."""

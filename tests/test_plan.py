@@ -149,7 +149,7 @@ def test_without_its_node_pool_a_large_plan_does_not_pass(measured: curve.Curve,
     assert large.nodes > 4, "more than production has room for as it is"
     small = applied(read(rendered["production"]), large)
     small.kind("NodePool")[1]["spec"]["limits"] = {"nvidia.com/gpu": "10"}
-    assert [f for f in check(small) if "two clusters" in f.why]
+    assert [f for f in check(small) if "two clusters" in f.why], "without its node pool the upgrade would hang"
 
 
 def capacity(*typed: str) -> subprocess.CompletedProcess[str]:

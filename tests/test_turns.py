@@ -150,7 +150,7 @@ def test_a_batch_that_all_have_left_gives_its_lane_back() -> None:
 
 
 def test_a_late_one_has_the_next_lane_and_no_more() -> None:
-    """B and c were let in together, but Serve closed the batch before c came."""
+    """The two after the first were let in together, but Serve closed the batch before the second of them came."""
 
     async def test(batching: Batching) -> None:
         batching.come("a")

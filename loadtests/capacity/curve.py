@@ -92,9 +92,9 @@ class Curve(BaseModel):
         )  # fmt: skip
         if math.isinf(most := most_of(steps) / self.replicas):
             return station
-        batch, slowed = self.max_batch_size, 0.0
+        slowed = 0.0
         for _ in range(20):  # what was measured is slowed already; it settles, each time half as far from the end
-            one = fit(behind, slowed).mean(batch, 0.0) / batch
+            one = fit(behind, slowed).mean(self.max_batch_size, 0.0) / self.max_batch_size
             slowed = max(0.0, (1 / (most * one) - 1) / most)
         return replace(station, alone=fit(alone, slowed), behind=fit(behind, slowed))
 
