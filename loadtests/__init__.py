@@ -1,1 +1,1 @@
-"""Measuring the running service: accuracy, load, failures. Results live in RESULTS.md."""
+"""Measures the running service: accuracy, load and failures. The results are in RESULTS.md."""

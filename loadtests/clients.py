@@ -1,4 +1,4 @@
-"""Clients that send photos to a running service, and what that cost it."""
+"""Clients that send photos to a running service, and measure its throughput, latency and CPU time."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import aiohttp
 import psutil
 import uvloop
 
-from loadtests.mix import Photo
+from loadtests.photo_mix import Photo
 
 WARM_UP_S = 3.0
 GIVE_UP_S = 60.0
-STAGES = re.compile(r"(\w+);dur=([\d.]+)")  # of the Server-Timing header
-REPLICA = re.compile(r'detect;[^,]*desc="(\w+)"')  # in it, too
+STAGES = re.compile(r"(\w+);dur=([\d.]+)")  # in the Server-Timing header
+REPLICA = re.compile(r'detect;[^,]*desc="(\w+)"')  # in the same header
 BATCH = re.compile(rb'"batch_size": ?(\d+)')
 KNOWN = ("haproxy", "raylet", "gcs_server", "dashboard", "log_monitor", "runtime_env")
 
 
 class Measured(NamedTuple):
-    """One measurement: images per second, latencies in milliseconds, CPU-milliseconds per image by process."""
+    """One measurement: images/s, latencies in milliseconds, errors, and CPU-milliseconds per image by process."""
 
     rate: float
     p50: float
@@ -43,18 +43,18 @@ class Measured(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """One request of an open workload: moments in seconds since its start, and what its answer tells."""
+    """One request of an open workload. Times are in seconds since its start; the rest is from the answer."""
 
     sent: float
     done: float
-    status: int  # 0: no answer
+    status: int  # 0 when there was no answer
     stages_ms: dict[str, float]
     batch: int
     replica: str
 
 
 def summary(times: list[float], took: float, errors: int, cpu_s: dict[str, float]) -> Measured:
-    """Rates and percentiles of latencies in seconds."""
+    """Makes a measurement of `took` seconds from latencies and CPU times, all in seconds."""
     cuts = statistics.quantiles([t * 1000 for t in times], n=100)
     cpu_ms = {name: spent * 1000 / len(times) for name, spent in cpu_s.items()}
     shown = {k: v for k, v in sorted(cpu_ms.items(), key=lambda kv: -kv[1]) if v > 0.1}
@@ -62,7 +62,7 @@ def summary(times: list[float], took: float, errors: int, cpu_s: dict[str, float
 
 
 def measure(url: str, content: list[bytes], count: int, seconds: float, pid: int) -> Measured:
-    """So many clients with a connection each, sending one photo after the other; the first seconds are not counted."""
+    """Runs `count` closed-loop clients with one connection each. The first WARM_UP_S seconds are not counted."""
     return uvloop.run(_measure(url, content, count, seconds, pid))
 
 
@@ -95,7 +95,7 @@ async def _measure(url: str, content: list[bytes], count: int, seconds: float, p
             spent[name] = spent.get(name, 0) + total - before.get(process, (name, total))[1]
         return spent
 
-    # aiohttp, as httpx costs 2 ms of CPU a request, on the cores that the service has
+    # aiohttp: httpx costs 2 ms of CPU per request, on the cores that the service needs.
     async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=count)) as http:
         watching = asyncio.create_task(watch())
         await asyncio.gather(*(one(n) for n in range(count)))
@@ -103,7 +103,7 @@ async def _measure(url: str, content: list[bytes], count: int, seconds: float, p
 
 
 async def offer(url: str, photos: Sequence[Photo], arrivals: Iterable[float]) -> list[Asked]:
-    """An open workload: a photo at each moment, in seconds from now, whatever becomes of those before."""
+    """An open workload: sends a photo at each arrival (seconds from now) without waiting for earlier answers."""
     began, asked = time.perf_counter(), list[Asked]()
 
     async def one(photo: Photo, moment: float) -> None:
@@ -124,13 +124,13 @@ async def offer(url: str, photos: Sequence[Photo], arrivals: Iterable[float]) ->
     async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as http, asyncio.TaskGroup() as tasks:
         for n, moment in enumerate(arrivals):
             await asyncio.sleep(max(0.0, began + moment - time.perf_counter()))
-            # Counted from the moment it was due: a client that is late itself must not flatter the service.
+            # Latency counts from the moment a request was due: a late client must not make the service look faster.
             tasks.create_task(one(photos[n % len(photos)], moment))
     return sorted(asked)
 
 
 def cpu_seconds(pid: int) -> dict[int, tuple[str, float]]:
-    """Each process of the service: what it does, and its CPU time so far. Ray renames its processes while they run."""
+    """Name and CPU seconds of each process of the service. The key is the PID, because Ray renames its processes."""
     spent = {}
     for process in psutil.Process(pid).children(recursive=True):
         try:
@@ -142,14 +142,14 @@ def cpu_seconds(pid: int) -> dict[int, tuple[str, float]]:
 
 
 def others_seconds(pid: int) -> float:
-    """CPU time so far of all but the service and these clients: on this machine, and stolen from it."""
+    """CPU seconds so far of everything but the service and these clients, including time the hypervisor has stolen."""
     ours = sum(spent for _, spent in cpu_seconds(pid).values()) + time.process_time()
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice - ours)
 
 
 def name_of(process: psutil.Process) -> str:
-    """What a process of Ray does."""
+    """The role of a process of the service, such as `raylet`."""
     words = process.cmdline()
     if words and words[0].startswith("ray::"):
         return words[0].removeprefix("ray::")

@@ -1,4 +1,4 @@
-"""Traffic in the background that knows the right answers: what happens to it while the service is changed or broken."""
+"""Background traffic with known right answers. It shows what clients lose while the service is changed or broken."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from typing import Any
 import aiohttp
 import uvloop
 
-from loadtests.wire import Answer, Wire
-from serve_app.golden import overlap
+from loadtests.raw_http import Answer, ConnectionPool
+from serve_app.weights.golden import overlap
 
 LATE_S = 35.0  # the service's own limit is 30 s
-SURE = 0.6  # objects that every version of the weights must find
+SURE = 0.6  # every version of the weights must find the objects above this confidence
 BACKED_OFF = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 Object = tuple[str, float, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One request: when it was sent and done (monotonic), and what came: a verdict, and whose weights answered."""
+    """One request: when it was sent and done (monotonic seconds), its verdict, and the sha256 of the weights."""
 
     sent: float
     done: float
-    verdict: str  # answered, refused, lost, late, wrong
+    verdict: str  # answered, refused, lost, late or wrong
     sha256: str
     detail: str
 
 
 @dataclass
 class Traffic:
-    """Closed-loop clients on kept and on new connections, and an open loop, over known photos."""
+    """Sends known photos from closed-loop clients, on kept and on new connections, and from an open loop."""
 
     url: str
     photos: list[bytes]
@@ -51,19 +51,19 @@ class Traffic:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     async def learn(self, http: aiohttp.ClientSession) -> None:
-        """Asks for each photo once, in peace: these are the right answers."""
+        """Asks for each photo once, without other load. These are the right answers. Raises aiohttp.ClientError."""
         for photo in self.photos:
             async with http.post(f"{self.url}/v1/predict", data=photo) as answer:
                 answer.raise_for_status()
                 self._known.append(objects(await answer.json()))
 
     async def ask(self, http: aiohttp.ClientSession, n: int) -> Row:
-        """One request; never raises."""
+        """Sends one request and keeps its row. A connection error is the verdict `lost`, not an exception."""
 
         async def answer(which: int) -> Answer:
-            async with http.post(f"{self.url}/v1/predict", data=self.photos[which]) as came:
-                headers = {name.lower(): value for name, value in came.headers.items()}
-                return Answer(HTTPStatus(came.status), headers, await came.read())
+            async with http.post(f"{self.url}/v1/predict", data=self.photos[which]) as response:
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                return Answer(HTTPStatus(response.status), headers, await response.read())
 
         return await self._row(answer, n)
 
@@ -73,7 +73,7 @@ class Traffic:
             answer = await ask(which)
             verdict, detail = self._judge(which, answer)
             sha256 = answer.headers.get("x-model-sha256", "")
-        except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is one
+        except (aiohttp.ClientError, OSError) as error:  # includes TimeoutError
             verdict, detail, sha256 = "lost", f"{type(error).__name__}: {error}", ""
         done = time.monotonic()
         row = Row(sent, done, "late" if done - sent > LATE_S else verdict, sha256, detail)
@@ -90,7 +90,7 @@ class Traffic:
         return "late" if late else "lost", f"{answer.status} {answer.body[:200]!r}"
 
     async def closed(self, http: aiohttp.ClientSession, n: int) -> None:
-        """One request after the other."""
+        """A closed-loop client. It pauses for 0.2 s after a refused or lost request."""
         while not self._stop.is_set():
             row = await self.ask(http, n)
             n += 1
@@ -100,7 +100,7 @@ class Traffic:
     async def open(
         self, ask: Callable[[int], Coroutine[Any, Any, Row]], rate: float, until: Callable[[], bool]
     ) -> None:
-        """So many a second, whatever becomes of them."""
+        """An open loop: `rate` requests a second, whether or not earlier ones are answered, until `until()` is true."""
         began, n = time.monotonic(), 0
         async with asyncio.TaskGroup() as sent:
             while not until():
@@ -117,14 +117,14 @@ class Traffic:
             await asyncio.gather(*clients, self.open(partial(self.ask, kept), rate, self._stop.is_set))
 
     def session(self, new: bool = False) -> aiohttp.ClientSession:
-        """With connections that are kept, or a new one for each request."""
+        """A session that keeps its connections, or opens a new one for each request."""
         headers = {"Content-Type": "image/jpeg"} | self.headers
         connector = aiohttp.TCPConnector(limit=0, force_close=new)
         return aiohttp.ClientSession(connector=connector, headers=headers, timeout=aiohttp.ClientTimeout(2 * LATE_S))
 
     @contextmanager
     def flowing(self, closed: int = 4, rate: float = 4.0) -> Iterator[None]:
-        """While the block runs."""
+        """Sends traffic while the block runs: `closed` clients and `rate` requests/s. Raises ConnectionError."""
         ready = threading.Event()
         with in_thread(self._run(ready, closed, rate)) as thread:
             while not ready.wait(0.1):
@@ -136,29 +136,29 @@ class Traffic:
                 self._stop.set()
 
     def burst(self, rate: float, seconds: float) -> list[Row]:
-        """An open loop of its own, on connections of its own; its rows are not among `rows`."""
+        """Sends a separate open loop on its own connections, and returns its rows. They are not added to `rows`."""
         other = Traffic(self.url, self.photos, self.headers, _known=self._known)
-        wire = Wire(self.url)
+        pool = ConnectionPool(self.url)
         headers = {"Content-Type": "image/jpeg"} | self.headers
-        requests = [wire.request("/v1/predict", photo, headers) for photo in self.photos]
+        requests = [pool.request("/v1/predict", photo, headers) for photo in self.photos]
 
         async def run() -> None:
             end = time.monotonic() + seconds
             await other.open(
-                partial(other._row, lambda which: wire.send(requests[which])), rate, lambda: time.monotonic() >= end
+                partial(other._row, lambda which: pool.send(requests[which])), rate, lambda: time.monotonic() >= end
             )
 
         uvloop.run(run())
         return other.rows
 
     def between(self, began: float, ended: float) -> list[Row]:
-        """The requests that were in work at any time of the span."""
+        """The requests in flight at any time between two moments, in monotonic seconds."""
         return [row for row in self.rows if row.done >= began and row.sent <= ended]
 
 
 @contextmanager
 def in_thread(work: Coroutine[Any, Any, None]) -> Iterator[threading.Thread]:
-    """Runs it beside the block, and waits for its end."""
+    """Runs a coroutine in a thread beside the block, and waits for its end."""
     thread = threading.Thread(target=asyncio.run, args=(work,))
     thread.start()
     try:
@@ -168,14 +168,14 @@ def in_thread(work: Coroutine[Any, Any, None]) -> Iterator[threading.Thread]:
 
 
 def objects(answer: dict[str, Any]) -> list[Object]:
-    """What an answer names surely."""
+    """The objects in an answer for one image: name, confidence, and x1, y1, x2, y2."""
     (image,) = answer["images"]
     rows = image["results"]
     return [(r["name"], r["confidence"], tuple(r["box"][k] for k in ("x1", "y1", "x2", "y2"))) for r in rows]
 
 
 def same(wanted: list[Object], found: list[Object]) -> bool:
-    """Every sure object is there, to an overlap of 0.8, and nothing else that is surer than 0.9."""
+    """Whether `found` has each sure object (IoU of at least 0.8) and no other one with a confidence of 0.9 or more."""
     sure = [w for w in wanted if w[1] >= SURE]
     there = all(any(f[0] == w[0] and overlap(f[2], w[2]) >= 0.8 for f in found) for w in sure)
     extra = Counter(f[0] for f in found if f[1] >= 0.9) - Counter(w[0] for w in wanted if w[1] >= 0.5)
@@ -188,6 +188,6 @@ def tail(rows: list[Row]) -> float:
 
 
 def stall(rows: list[Row], began: float, ended: float) -> float:
-    """The longest time of the span without an answer, in seconds."""
+    """The longest time between two moments without an answer, in seconds."""
     times = sorted(row.done for row in rows if row.verdict == "answered" and began <= row.done <= ended)
     return max(b - a for a, b in itertools.pairwise([began, *times, ended]))

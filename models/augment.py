@@ -1,4 +1,4 @@
-"""Labelled photos in, random training crops out: zoomed, shifted, mirrored, recoloured, four in one (mosaic)."""
+"""Makes random training crops of labelled photos for train.py: zoom, shift, mirror, colour, mosaics of four photos."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Sample = tuple[np.ndarray, np.ndarray]  # BGR uint8 (H, W, 3), float32 (N, 5): c
 
 
 def read_photos(folder: Path, pattern: str) -> list[Sample]:
-    """The photos of a folder in memory, with the boxes of their YOLO label files (none: an empty array)."""
+    """Reads the photos of a folder with the boxes of their YOLO label files; without a file the array is empty."""
     samples = []
     for path in sorted(folder.glob(pattern)):
         image = cv2.imread(str(path))
@@ -39,11 +39,12 @@ def place(
     zoom_log2: tuple[float, float],
     rng: random.Random,
 ) -> np.ndarray:
-    """Draws a randomly zoomed, shifted and mirrored photo into a window (x1, y1, x2, y2) of the canvas.
+    """Draws a photo with random zoom, shift and mirroring into a window (x1, y1, x2, y2) of the canvas.
 
-    `zoom_log2` is a range; 0 fits the photo's long side to the window's.
+    `zoom_log2` is a range; 0 fits the photo's long side to the window's long side.
 
-    Returns its boxes (N, 5) in canvas pixels, without those of which less than 30 % is left in the window.
+    Returns its boxes (N, 5) in canvas pixels. Boxes with 30 % or less of their area in the window, or with a side of 3
+    pixels or less there, are dropped.
     """
     image, boxes = sample
     x1, y1, x2, y2 = window
@@ -70,7 +71,7 @@ def place(
 
 
 def jitter(image: np.ndarray, rng: random.Random) -> np.ndarray:
-    """Random hue, saturation and brightness, and now and then gray or blur, on BGR uint8 (H, W, 3)."""
+    """Random hue, saturation and brightness for BGR uint8 (H, W, 3). 5 % of images turn grey, 5 % are blurred."""
     gains = np.array([rng.uniform(-1, 1) * g for g in (0.015, 0.6, 0.4)]) + 1
     levels = np.arange(256)
     tables = (levels * gains[0] % 180, np.clip(levels * gains[1], 0, 255), np.clip(levels * gains[2], 0, 255))
@@ -85,7 +86,7 @@ def jitter(image: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
-    """Endless random crops; each draw takes its photo from one of the groups with the given probability."""
+    """`count` random crops. Each photo comes from one of the groups, with the probabilities `weights`."""
 
     def __init__(
         self,
@@ -105,7 +106,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Uint8 RGB (3, S, S) and float32 (N, 5): class, then box centre and size as fractions of S."""
+        """A crop as uint8 RGB (3, S, S), and its boxes as float32 (N, 5): class, centre and size as fractions of S."""
         rng = random.Random(self.seed * 1_000_003 + index)
         size = self.size
         canvas = np.full((size, size, 3), GREY, np.uint8)

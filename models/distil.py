@@ -1,4 +1,4 @@
-"""One step of learning from labels and from a teacher at once. Knows nothing of files of photos or of validation."""
+"""One training step of train.py: learns from labels and from a teacher at once (distillation)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from torch.nn import functional
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
 
-from serve_app.model import read_checkpoint
-from serve_app.weights import sha256_of
+from serve_app.vision.engines.checkpoint import read_checkpoint
+from serve_app.weights.identity import sha256_of
 
 COCO_IDS = {"person": 0, "car": 2, "motorcycle": 3, "bus": 5, "truck": 7}
-HINTS = (2, 4, 6, 8, 9, 12, 15, 18, 21)  # the ends of YOLOv8's stages, where student and teacher are compared
-SIZE = 416  # the square the model is meant for, in which validation and pseudo-labels are made
+HINTS = (2, 4, 6, 8, 9, 12, 15, 18, 21)  # last layers of YOLOv8's stages, where student and teacher are compared
+SIZE = 416  # side of the network input in pixels, also for validation and pseudo-labels
 
 
 def distillation(
     student: dict[str, Tensor], teacher: dict[str, Tensor], hints: list[tuple[Tensor, Tensor]], classes: list[int]
 ) -> Tensor:
-    """How far the student is from the teacher: (features, classes, boxes), each a mean over what matters.
+    """The distance of the student from the teacher: losses of features, classes and boxes, each a weighted mean.
 
     Features: squared error over the teacher's variance, layer by layer (FitNets, arXiv:1412.6550). Classes: cross
     entropy with the teacher's scores as soft targets. Boxes: KL divergence of the 16-bin edge distributions,
@@ -36,7 +36,7 @@ def distillation(
     every = teacher["scores"].float().sigmoid()
     target = every[:, classes]
     cls = functional.binary_cross_entropy_with_logits(student["scores"].float(), target, reduction="sum")
-    weight = every.amax(1)  # (B, A); of all 80 classes: a box is a box
+    weight = every.amax(1)  # (B, A), over all 80 classes: a box of any class counts
     log_p, log_q = (x["boxes"].float().unflatten(1, (4, -1)).log_softmax(2) for x in (student, teacher))
     kl = functional.kl_div(log_p, log_q, reduction="none", log_target=True).sum(2).mean(1)
     soft_box = (kl * weight).sum() / weight.sum().clamp(min=1)
@@ -44,7 +44,7 @@ def distillation(
 
 
 class Trainer:
-    """Student, teacher and the running average of the student, which is what is kept."""
+    """Student, teacher, and the running average of the student's weights, which is the trained model."""
 
     def __init__(self, args: argparse.Namespace, names: dict[int, str], steps: int) -> None:
         self.args, self.names = args, names
@@ -60,7 +60,7 @@ class Trainer:
         self.loss = v8DetectionLoss(self.student)
         self.seen = {self.student: self._watch(self.student), self.teacher: self._watch(self.teacher)}
         weights = [p for p in self.student.parameters() if p.ndim > 1]
-        others = [p for p in self.student.parameters() if p.ndim <= 1]  # biases and norms do not decay
+        others = [p for p in self.student.parameters() if p.ndim <= 1]  # no weight decay for biases and norms
         groups = [{"params": weights, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=args.lr)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -71,14 +71,14 @@ class Trainer:
 
     @staticmethod
     def _watch(network: DetectionModel) -> dict[int, Tensor]:
-        """The output of each hint layer of the latest forward pass."""
+        """Records the output of each layer in HINTS; each forward pass replaces it."""
         seen: dict[int, Tensor] = {}
         for i in HINTS:
             network.model[i].register_forward_hook(lambda _m, _x, y, i=i: seen.__setitem__(i, y))
         return seen
 
     def step(self, batch: dict[str, Tensor]) -> Tensor:
-        """One update; returns the six losses of the curve."""
+        """Runs one update; returns the six losses (box, cls, dfl, features, soft_cls, soft_box)."""
         x = batch["img"].float().div(255).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             with torch.no_grad():
@@ -102,7 +102,7 @@ class Trainer:
         return losses.detach()
 
     def save(self, path: Path, facts: dict[str, Any]) -> None:
-        """Writes the average as the service reads it: fp16, no training state, plain values; and its manifest."""
+        """Writes the average for the service, in fp16 and without training state, and its manifest. Raises OSError."""
         clean = copy.deepcopy(self.average).half()
         clean.names, clean.args, clean.criterion = self.names, {"imgsz": SIZE, "task": "detect"}, None
         for module in clean.modules():

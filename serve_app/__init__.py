@@ -1,14 +1,14 @@
 """The image-recognition service: send a photo, get named boxes.
 
-One request, stage by stage:
+The path of a request:
 
-    bytes ─► ingress        body limit, parameters           (HTTP)
-          ─► Preprocessor   decode, EXIF-rotate, letterbox   bytes → uint8 (S, S, 3)
-          ─► Detector       dynamic batch, YOLOv8            uint8 (N, S, S, 3) → candidate boxes
-          ─► Postprocessor  NMS, undo the letterbox          candidates → boxes in the photo's pixels
-          ─► ingress        JSON
+    bytes ─► ingress        API key, limits, options          HTTP → encoded photo
+          ─► Preprocessor   decode, EXIF-rotate, letterbox    encoded photo → network input, uint8 (S, S, 3)
+          ─► Detector       dynamic batch, YOLOv8             network inputs, uint8 (N, S, S, 3) → candidates
+          ─► Postprocessor  NMS, undo the letterbox           candidates → detections in pixels of the photo
+          ─► ingress        JSON, JPEG or COCO results        detections → HTTP
 
-Read `app.py` first: it wires the four. `image`, `model` and `boxes` know nothing of Ray or HTTP.
+Read `app.py` first: it wires the four. The arithmetic is in `vision`, which knows nothing of Ray or HTTP.
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,7 @@
-"""The command line: `serve`, `predict`, `key`, and `weights …`. Each imports only what it needs."""
+"""The command line, `python -m serve_app`: `serve`, `predict`, `key`, `weights …`, `manifests` and `check`.
+
+Each command imports only what it needs. The first line of its docstring is its help text.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from serve_app import switches, weights_cli
 from serve_app.errors import WeightsError
-from serve_app.weights import ROOT
+from serve_app.ops import ray_environment
+from serve_app.settings import ROOT
+from serve_app.weights import cli
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Runs a command. Returns its exit code."""
     args = parser().parse_args(argv)
     try:
         return int(args.run(args))
@@ -26,10 +30,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def serve(args: argparse.Namespace) -> int:
     """Runs the service in the foreground."""
-    temp = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Ray's socket paths may have 107 characters
-    for name, value in switches.local(temp).items():
+    temp = Path(tempfile.mkdtemp(prefix="ray-"))  # short, because Ray's socket paths may have 107 characters
+    for name, value in ray_environment.local(temp).items():
         os.environ.setdefault(name, value)
-    from serve_app import launch  # after the switches; and Ray takes 2 s to import
+    from serve_app.ops import launch  # after Ray's environment variables are set; Ray takes 2 s to import
 
     try:
         launch.run(args.config, temp)
@@ -52,8 +56,8 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def key(args: argparse.Namespace) -> int:
-    """Makes an API key: the key for its owner, the line for the keys file."""
-    from serve_app import auth
+    """Makes an API key and its line for the keys file."""
+    from serve_app.http import auth
 
     secret = auth.new_key()
     print(f"key, for {args.name} only:  {secret}\nline for the keys file:  {args.name} {auth.digest(secret)}")
@@ -62,7 +66,7 @@ def key(args: argparse.Namespace) -> int:
 
 def manifests(_: argparse.Namespace) -> int:
     """Writes the generated part of every Kubernetes overlay."""
-    from serve_app import manifests
+    from serve_app.ops import manifests
 
     for path in manifests.write():
         print(path.relative_to(ROOT))
@@ -70,23 +74,23 @@ def manifests(_: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Finds what is legal alone and wrong together in rendered Kubernetes overlays."""
+    """Checks rendered Kubernetes overlays for settings that are valid alone but wrong together."""
     import yaml
 
-    from serve_app import check, deployed
+    from serve_app.ops import check, overlay
 
     findings, pods = [], []
     for file in args.files:
         try:
-            overlay = deployed.read(file)
-            findings += check.check(overlay)
-            pods += overlay.alone()
-        except (OSError, LookupError) as error:
-            print(f"error: {file}: no RayService with a Serve configuration: {error}", file=sys.stderr)
+            rendered = overlay.read(file)
+            findings += check.check(rendered)
+            pods += rendered.standalone_pods()
+        except (OSError, LookupError, ValueError, yaml.YAMLError) as error:
+            print(f"error: {file} holds no RayService with a Serve configuration: {error}", file=sys.stderr)
             return 1
     if args.pods:
         args.pods.write_text(yaml.safe_dump_all(pods))
-    print("\n".join(map(str, findings)) or f"{len(args.files)} files, nothing found")
+    print("\n".join(map(str, findings)) or f"{len(args.files)} files checked, no findings")
     return int(bool(findings))
 
 
@@ -103,18 +107,18 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("photos", type=Path, nargs="+", metavar="PHOTO")
     command.add_argument("--url", default="http://127.0.0.1:8000")
     command.add_argument("--key", help="API key")
-    command.add_argument("--save", type=Path, metavar="DIR", help="draw the boxes into DIR")
+    command.add_argument("--save", type=Path, metavar="DIR", help="write the photos with their boxes into DIR")
     for option in ("--conf", "--iou", "--classes", "--max_det"):
-        command.add_argument(option, help="as in the API")
+        command.add_argument(option, help="as in serve_app/API.md")
     command.set_defaults(run=predict)
 
-    weights_cli.add(commands.add_parser("weights", help=weights_cli.__doc__).add_subparsers(required=True))
+    cli.add(commands.add_parser("weights", help=cli.__doc__).add_subparsers(required=True))
 
     commands.add_parser("manifests", help=manifests.__doc__).set_defaults(run=manifests)
 
     command = commands.add_parser("check", help=check.__doc__)
-    command.add_argument("files", type=Path, nargs="+", metavar="FILE", help="as `make manifests` writes to build/")
-    command.add_argument("--pods", type=Path, metavar="FILE", help="write the pods inside, for other linters")
+    command.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a rendered overlay, see `make manifests`")
+    command.add_argument("--pods", type=Path, metavar="FILE", help="write the pods to FILE, for other linters")
     command.set_defaults(run=check)
 
     command = commands.add_parser("key", help=key.__doc__)

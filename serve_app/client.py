@@ -1,4 +1,7 @@
-"""`python -m serve_app predict`: sends photos to a running service, prints a table, draws the boxes."""
+"""The command `python -m serve_app predict`: sends photos to a running service, prints a table, draws the boxes.
+
+Knows the service only by its HTTP interface. Needs neither Ray nor torch.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,17 @@ import httpx
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from serve_app.drawing import draw
+from serve_app.vision.drawing import draw
 
 
 def predict(photos: list[Path], url: str, options: dict[str, str], save: Path | None, key: str | None = None) -> int:
-    """Returns the number of photos that got no answer; each failure is told on stderr."""
+    """Returns the number of failed photos, and prints each failure on stderr. `save` is the folder for drawn photos."""
     failed = 0
     if save:
         save.mkdir(parents=True, exist_ok=True)
     headers = {"X-API-Key": key} if key else None
     names: Counter[str] = Counter()
-    local = httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")  # a proxy in the environment is for other hosts
+    local = httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")  # a proxy from the environment serves other hosts
     with httpx.Client(base_url=url, timeout=60, trust_env=not local, headers=headers) as http:
         for path in tqdm(photos, unit="photo", disable=len(photos) < 2):
             try:
@@ -38,13 +41,13 @@ def predict(photos: list[Path], url: str, options: dict[str, str], save: Path | 
             tqdm.write(table(path, found))
             if save:
                 names[path.name] += 1
-                again = f"-{names[path.name]}" if names[path.name] > 1 else ""  # a/1.jpg and b/1.jpg
+                again = f"-{names[path.name]}" if names[path.name] > 1 else ""  # a/1.jpg and b/1.jpg have one name
                 paint(path, found["results"], save / f"{path.name}{again}.boxes.jpg")
     return failed
 
 
 def explain(answer: httpx.Response) -> str:
-    """The problem's text, or the status of an answer that is not ours (a proxy's, say)."""
+    """The problem's code and detail, or the status alone, for example from a proxy in between."""
     if answer.headers.get("content-type", "").startswith("application/problem+json"):
         problem = answer.json()
         return f"{problem['code']}: {problem['detail']}"
@@ -52,7 +55,7 @@ def explain(answer: httpx.Response) -> str:
 
 
 def table(path: Path, image: dict[str, Any]) -> str:
-    """One line per box: name, confidence, corners in pixels."""
+    """A heading, then one line for each box: name, confidence, corners in pixels."""
     height, width = image["shape"]
     took = sum(image["speed"].values())
     lines = [f"{path}  {width} x {height}, {len(image['results'])} found, {took:.0f} ms"]
@@ -63,7 +66,7 @@ def table(path: Path, image: dict[str, Any]) -> str:
 
 
 def paint(path: Path, results: list[dict[str, Any]], target: Path) -> None:
-    """Writes the photo, upright, with its boxes."""
+    """Writes the upright photo with its boxes to `target`, as a JPEG."""
     with Image.open(path) as file:
         photo = ImageOps.exif_transpose(file).convert("RGB")
     boxes = [(*r["box"].values(), r["class"], f"{r['name']} {r['confidence']:.0%}") for r in results]

@@ -1,6 +1,6 @@
-"""Everything that can go wrong, and what the client is told.
+"""Every error that a client or an operator may see.
 
-    bytes ──decode──► image ──letterbox──► batch ──engine──► boxes
+    bytes ──decode──► image ──letterbox──► network input ──engine──► candidates ──NMS──► detections
 
     AppError                      status  code                      raised by
     ├── MalformedRequest             400  malformed_request         ingress: body or encoding
@@ -8,21 +8,21 @@
     ├── Unauthorized                 401  unauthorized              ingress: no API key
     ├── Forbidden                    403  forbidden                 ingress: an unknown API key
     ├── NotFound                     404  not_found                 ingress: no such path or model
-    ├── UploadTooSlow                408  upload_too_slow           ingress: the body drips in
-    ├── PayloadTooLarge              413  payload_too_large         ingress: bytes, files
-    ├── ImageTooLarge                413  image_too_large           decode: pixels, before they are decoded
+    ├── UploadTooSlow                408  upload_too_slow           ingress: the body arrives too slowly
+    ├── PayloadTooLarge              413  payload_too_large         ingress: bytes, images
+    ├── ImageTooLarge                413  image_too_large           decode: pixels, from the header alone
     ├── ImageTooComplex              413  image_too_complex         decode: frames, JPEG scans, time
     ├── UnsupportedFormat            415  unsupported_format        ingress: content type; decode: image format
-    ├── InvalidParameter             422  invalid_parameter         ingress
-    ├── TooManyRequests              429  too_many_requests         ingress: requests of one API key at once
-    ├── SourceUnavailable            424  source_unavailable        ingress: an image URL that gives no image
+    ├── InvalidParameter             422  invalid_parameter         ingress: options, the deadline header
+    ├── TooManyRequests              429  too_many_requests         ingress: requests of one API key at a time
+    ├── SourceUnavailable            424  source_unavailable        ingress: an image URL that returns no image
     ├── Overloaded                   503  overloaded                a queue is full
-    ├── NotReady                     503  not_ready                 a stage is not up yet
+    ├── NotReady                     503  not_ready                 a stage is loading or has no replica
     └── Timeout                      504  timeout                   no answer in time
 
-Anything else becomes 500 `internal_error`, whose text tells nothing but the request id. The message of an AppError
-reaches the client. All arguments are positional and go to `super().__init__`, because exceptions cross processes
-by pickle.
+The message of an AppError reaches the client: it names what is wrong, the limit, and what to do. Any other exception
+becomes 500 `internal_error`, whose text reveals nothing. Arguments are positional and go to `super().__init__`,
+because pickle carries exceptions between processes. Must not know HTTP beyond its status codes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from http import HTTPStatus
 
 
 class AppError(Exception):
-    """Base of all errors a client is told about: `status` for HTTP, `code` for programs, the message for people."""
+    """Base of all errors that a client sees: `status` for HTTP, `code` for programs, the message for people."""
 
     status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
     code: str = "internal_error"
@@ -103,57 +103,57 @@ class Timeout(AppError):
 
 
 class WeightsError(Exception):
-    """Weights cannot be served: an operator's error, raised at start, shown by `/v1/models` when a swap is refused.
+    """Weights that cannot be served. Raised at start; `/v1/models` shows it when a swap is refused.
 
-    `reason` is for programs, the message for people.
+    `reason` is for programs, the message for the operator.
     """
 
     reason = "invalid"
 
 
 class MissingWeights(WeightsError):
-    """There is no such file, bucket, object or version, or it was never published."""
+    """The file, bucket, object or version does not exist, or was never published."""
 
     reason = "missing"
 
 
 class DeniedWeights(WeightsError):
-    """The store refuses us."""
+    """The store denies access."""
 
     reason = "denied"
 
 
 class UnreachableStore(WeightsError):
-    """The store does not answer."""
+    """The store, or the weights holder, does not answer."""
 
     reason = "unreachable"
 
 
 class DamagedWeights(WeightsError):
-    """The bytes are not those that were pinned."""
+    """The bytes differ from those that were pinned."""
 
     reason = "damaged"
 
 
 class UnsafeWeights(WeightsError):
-    """Not a checkpoint that can be loaded without running its code."""
+    """The file is not a checkpoint that can be loaded without running its code."""
 
     reason = "unsafe"
 
 
 class WrongWeights(WeightsError):
-    """They load, but are not what their manifest says, or do not fit this service: classes, image size."""
+    """The classes differ from the manifest, or the image size from this service's."""
 
     reason = "wrong"
 
 
 class NotFinite(WeightsError):
-    """The network answers with numbers that are not finite."""
+    """The network returns numbers that are not finite."""
 
     reason = "not_finite"
 
 
 class GoldenFailed(WeightsError):
-    """The network does not find what the golden set says, or takes too long for it."""
+    """The network does not find the objects of the golden set, or takes too long."""
 
     reason = "golden"

@@ -1,29 +1,31 @@
-"""What can be set, and within which bounds.
+"""The settings and their bounds.
 
-`AppSettings` is `args:` of the application in `serve_config.yaml` (a change redeploys); `DetectorSettings` is the
-Detector's `user_config:` (a change is live); how many replicas run where is Serve's own `deployments:`.
-Nothing here reads a file or the environment.
+In `serve_config.yaml`, `AppSettings` is `args:` of the application (a change redeploys), `DetectorSettings` is the
+Detector's `user_config:` (a change is applied live). `PredictOptions` are the options of one request. Replicas and
+their resources are Serve's own `deployments:`. Must not read files or the environment.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+ROOT = Path(__file__).resolve().parent.parent  # relative paths in settings are below it
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
 ClassId = Annotated[int, Field(ge=0, lt=10_000)]
-PILLOW_LIMIT = 89_478_485  # pixels; above it Pillow itself takes an image for a decompression bomb
-PROXY_WINDOW_BYTES = 32_000_000  # what Serve's proxy reads of a body at most, see proxy.py
-MAX_PREDICTIONS = 160  # requests in work at a time in one ingress replica: some 4 s of work on two cores, see proxy.py
-REQUEST_ID = "[A-Za-z0-9_.:-]{1,128}"  # of a client; any other is dropped before it comes to a log or an answer
-MAX_DETECTIONS = 300  # COCO evaluation and Ultralytics' default; bounds NMS, which costs O(max_det x candidates)
+PILLOW_LIMIT = 89_478_485  # pixels; Pillow itself refuses larger images as decompression bombs
+PROXY_WINDOW_BYTES = 32_000_000  # most that is read of a body, see http/proxy_middleware.py
+MAX_PREDICTIONS = 160  # at a time in one ingress replica: about 4 s of work on two cores, see http/proxy_middleware.py
+REQUEST_ID = "[A-Za-z0-9_.:-]{1,128}"  # from a client; any other is dropped before it reaches a log or a response
+MAX_DETECTIONS = 300  # as in Ultralytics' COCO evaluation; bounds NMS, which costs O(max_det x candidates)
 
 
 class AppSettings(BaseModel):
-    """The application's arguments."""
+    """The application's `args:`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,7 +35,9 @@ class AppSettings(BaseModel):
         "`models/default.pt`",
     )
     s3_endpoint_url: str | None = Field(None, description="an S3-compatible store; AWS when not set")
-    weights_cache: str = Field("models/cache", description="folder for weights from S3, below this one if relative")
+    weights_cache: str = Field(
+        "models/cache", description="folder for weights from S3, below the repository's root if relative"
+    )
     image_size: Annotated[int, Field(ge=32, le=1280, multiple_of=32)] | None = Field(
         None,
         description="side of the square the network sees, in pixels, a multiple of 32; the weights' own when not set",
@@ -46,12 +50,12 @@ class AppSettings(BaseModel):
         64, description="images that run or wait in one process when the stages are together; more are refused"
     )
     engine: Literal["auto", "openvino", "torch"] = Field(
-        "auto", description="what runs the network without a GPU: `auto` is `openvino`, `torch` the plain reference"
+        "auto", description="what runs the network without a GPU: `auto` is `openvino`, `torch` is the reference"
     )
     precision: Precision = Field(
         "auto",
-        description="numbers of OpenVINO; `auto` is `bfloat16` where the CPU has AMX, else `float32`; `int8`, the "
-        "fastest and least exact, takes some 10 s and the `int8` extra to calibrate each new weights",
+        description="numbers of OpenVINO; `auto` is `bfloat16` where the CPU has AMX, else `float32`; `int8` is the "
+        "fastest and the least exact, needs the `int8` extra, and takes about 10 s to calibrate new weights",
     )
     cpu_threads: PositiveInt | None = Field(
         None, description="threads of one Detector replica without a GPU; all cores of its node when not set"
@@ -62,17 +66,18 @@ class AppSettings(BaseModel):
     max_images: PositiveInt = Field(16, description="most images in one request")
     max_image_pixels: Annotated[int, Field(gt=0, le=PILLOW_LIMIT)] = Field(
         52_000_000,
-        description="largest image, in pixels, checked before it is decoded; each takes up to 14 bytes of memory then",
+        description="largest image, in pixels, checked before decoding, which takes up to 14 bytes of memory a pixel",
     )
-    max_image_frames: PositiveInt = Field(1000, description="most frames of an animated image; the first is looked at")
+    max_image_frames: PositiveInt = Field(1000, description="most frames of an animated image; only the first is used")
     decode_threads: PositiveInt = Field(2, description="images one Preprocessor replica decodes at a time")
     decode_timeout_s: Seconds = Field(10.0, description="longest time to decode one image, in seconds")
     upload_grace_s: Seconds = Field(1.5, description="time before an upload must keep up its rate, in seconds")
     min_upload_bytes_per_s: PositiveInt = Field(8192, description="slowest upload, on average after the grace")
-    timeout_s: Annotated[float, Field(gt=0, le=35, allow_inf_nan=False)] = Field(  # HAProxy gives up at 40, switches.py
-        30.0, description="longest time for one request, in seconds; its upload is part of it"
+    timeout_s: Annotated[float, Field(gt=0, le=35, allow_inf_nan=False)] = Field(
+        30.0,  # at most 35, because HAProxy gives up after 40 s, see ops/ray_environment.py
+        description="longest time for one request, in seconds, including its upload",
     )
-    api_keys_file: str | None = Field(None, description="file of `name sha256` lines; no key is asked for when not set")
+    api_keys_file: str | None = Field(None, description="file of `name sha256` lines; no key is needed when not set")
     max_requests_per_key: PositiveInt = Field(32, description="requests of one key at a time, in one ingress replica")
     cors_origins: tuple[str, ...] = Field((), description="origins whose pages may call the service; none when empty")
     log_details: Fraction = Field(
@@ -84,7 +89,7 @@ class AppSettings(BaseModel):
 
 
 class DetectorSettings(BaseModel):
-    """How the Detector forms batches, and which weights it serves."""
+    """The Detector's `user_config:`: how it forms batches, and which weights it serves."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -96,7 +101,7 @@ class DetectorSettings(BaseModel):
 
 
 class PredictOptions(BaseModel):
-    """What a client may ask of one request. Out of range is an error, never clipped."""
+    """The options of one request. A value out of range is an error and is never clipped."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -119,5 +124,5 @@ class PredictOptions(BaseModel):
 
     @property
     def digits(self) -> int:
-        """Decimals of corners, given or by the kind of corner."""
+        """Decimals of corners: as requested, else 5 for fractions and 2 for pixels."""
         return self.decimals if self.decimals is not None else 5 if self.normalize else 2

@@ -1,4 +1,4 @@
-# Of the whole account: nodes that Karpenter starts have no tags of ours to filter by.
+# For the whole account: nodes that Karpenter starts do not have our tags to filter by.
 resource "aws_budgets_budget" "this" {
   name         = var.name
   budget_type  = "COST"

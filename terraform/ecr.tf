@@ -1,7 +1,7 @@
 resource "aws_ecr_repository" "this" {
   name                 = var.name
-  image_tag_mutability = "IMMUTABLE" # what was tested under a tag is what runs under it
-  force_delete         = true        # images are built again from their tags; `destroy` would stop at the first
+  image_tag_mutability = "IMMUTABLE" # a tag always runs the image that was tested under it
+  force_delete         = true        # otherwise `destroy` fails on the first image; images can be rebuilt from their tags
 
   image_scanning_configuration {
     scan_on_push = true
@@ -19,13 +19,13 @@ resource "aws_ecr_lifecycle_policy" "this" {
     rules = [
       {
         rulePriority = 1
-        description  = "what lost its tag, or never had one"
+        description  = "Untagged images"
         selection    = { tagStatus = "untagged", countType = "sinceImagePushed", countUnit = "days", countNumber = 14 }
         action       = { type = "expire" }
       },
       {
         rulePriority = 2
-        description  = "50 images of 2.5 GB, to roll back to"
+        description  = "Keep 50 images of 2.5 GB for rollbacks"
         selection    = { tagStatus = "any", countType = "imageCountMoreThan", countNumber = 50 }
         action       = { type = "expire" }
       },

@@ -1,4 +1,4 @@
-# EKS in Auto Mode: AWS runs Karpenter, the load balancer's and the disks' controllers, and the pod identity agent.
+# EKS in Auto Mode: AWS runs Karpenter, the controllers of load balancers and disks, and the Pod Identity agent.
 resource "aws_eks_cluster" "this" {
   name                          = var.name
   version                       = var.kubernetes_version
@@ -8,7 +8,7 @@ resource "aws_eks_cluster" "this" {
 
   access_config {
     authentication_mode                         = "API"
-    bootstrap_cluster_creator_admin_permissions = false # `admins` are named
+    bootstrap_cluster_creator_admin_permissions = false # only the `admins` listed
   }
 
   compute_config {
@@ -45,7 +45,7 @@ resource "aws_eks_cluster" "this" {
   }
 
   upgrade_policy {
-    support_type = "STANDARD" # six times the price after fourteen months otherwise
+    support_type = "STANDARD" # otherwise the price is six times as high after fourteen months
   }
 
   depends_on = [aws_cloudwatch_log_group.this, aws_iam_role_policy_attachment.cluster]
@@ -70,14 +70,14 @@ resource "aws_eks_access_policy_association" "admin" {
   }
 }
 
-# What the group may do there is in kuberay/eks.yaml.
+# kuberay/eks.yaml defines the permissions of this group.
 resource "aws_eks_access_entry" "pipeline" {
   cluster_name      = aws_eks_cluster.this.name
   principal_arn     = aws_iam_role.pipeline.arn
   kubernetes_groups = ["recognition-pipeline"]
 }
 
-# The role of the service's pods: the name is that of kuberay/base/serviceaccount.yaml.
+# The role of the service's pods. The service account is the one in kuberay/base/serviceaccount.yaml.
 resource "aws_eks_pod_identity_association" "service" {
   cluster_name    = aws_eks_cluster.this.name
   namespace       = "recognition"
@@ -86,7 +86,7 @@ resource "aws_eks_pod_identity_association" "service" {
 }
 
 locals {
-  # What Auto Mode needs of each role, by AWS's documentation of it.
+  # The policies that Auto Mode needs for each role, from AWS's documentation.
   managed = {
     cluster = ["AmazonEKSClusterPolicy", "AmazonEKSComputePolicy", "AmazonEKSBlockStoragePolicy", "AmazonEKSLoadBalancingPolicy", "AmazonEKSNetworkingPolicy"]
     node    = ["AmazonEKSWorkerNodeMinimalPolicy", "AmazonEC2ContainerRegistryPullOnly"]

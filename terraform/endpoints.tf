@@ -1,4 +1,4 @@
-# AWS's own services without the NAT gateway: a 2.5 GB image for each new node is most of what it would carry.
+# Reach AWS services without the NAT gateway. Most of its traffic would be a 2.5 GB image for each new node.
 locals {
   endpoints = toset(["ecr.api", "ecr.dkr", "sts", "logs", "ec2", "elasticloadbalancing"])
 }

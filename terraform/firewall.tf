@@ -1,11 +1,11 @@
-# The web ACL of the load balancer, which the Ingress names by its ARN (output `firewall`).
+# The web ACL of the load balancer. The Ingress refers to it by its ARN (output `firewall`).
 locals {
-  # AWS's rule groups, in the order they are asked, and the rules of each that only count.
+  # AWS's rule groups, evaluated in alphabetical order, and the rules of each that only count.
   managed_rules = {
     AWSManagedRulesAmazonIpReputationList = []
     AWSManagedRulesKnownBadInputsRuleSet  = []
-    # Of bodies it blocks all above 8 KB, which every photo is, and the `<?` of a photo's XMP as script or path; the
-    # service looks at bodies itself (max_body_bytes, one decoder for each format).
+    # Its body rules block everything above 8 KB, so every photo, and the `<?` of a photo's XMP as a script or path. The
+    # service checks bodies itself (max_body_bytes, one decoder for each format).
     AWSManagedRulesCommonRuleSet = [
       "CrossSiteScripting_BODY", "EC2MetaDataSSRF_BODY", "GenericLFI_BODY", "GenericRFI_BODY", "SizeRestrictions_BODY",
     ]

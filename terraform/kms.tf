@@ -1,4 +1,4 @@
-# One key for what is stored: weights, images, Kubernetes secrets, logs, Redis.
+# One key for all stored data: weights, images, Kubernetes secrets, logs, Redis.
 resource "aws_kms_key" "this" {
   description             = var.name
   enable_key_rotation     = true

@@ -1,6 +1,6 @@
-# Flow logs of the VPC, the cluster's control plane, and what the firewall blocked: kept for a year.
+# Logs of the VPC's flows, the cluster's control plane and the firewall, kept for a year.
 resource "aws_cloudwatch_log_group" "this" {
-  # The firewall insists on its prefix, EKS on its path.
+  # AWS WAF requires this prefix, EKS this path.
   for_each = {
     flow     = "/vpc/${var.name}/flow"
     cluster  = "/aws/eks/${var.name}/cluster"

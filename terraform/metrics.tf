@@ -1,4 +1,4 @@
-# Metrics that outlive the cluster, and need no disk of it: Prometheus there writes them to AWS's. Only where asked for.
+# Optional: the cluster's Prometheus writes to a managed workspace, so metrics outlive the cluster and need no disk in it.
 resource "aws_prometheus_workspace" "this" {
   count = var.managed_prometheus ? 1 : 0
 
@@ -27,7 +27,7 @@ data "aws_iam_policy_document" "prometheus" {
   }
 }
 
-# The service account of the release `monitoring`, see kuberay/addons/charts.txt.
+# The service account of the Helm release `monitoring`, see kuberay/addons/charts.txt.
 resource "aws_eks_pod_identity_association" "prometheus" {
   count = var.managed_prometheus ? 1 : 0
 

@@ -1,4 +1,4 @@
-# Three zones; pods in private subnets, load balancers in public ones.
+# Three zones, with pods in private subnets and load balancers in public subnets.
 resource "aws_vpc" "this" {
   cidr_block           = var.vpc_cidr
   enable_dns_hostnames = true
@@ -6,7 +6,7 @@ resource "aws_vpc" "this" {
 }
 
 resource "aws_default_security_group" "closed" {
-  vpc_id = aws_vpc.this.id # no rules: what names no group of its own reaches nothing
+  vpc_id = aws_vpc.this.id # no rules: a resource without its own security group reaches nothing
 }
 
 resource "aws_subnet" "private" {

@@ -1,21 +1,21 @@
-# What to type next; the order is in ../kuberay/README.md.
+# The commands to run next; see ../kuberay/README.md for the order.
 output "kubeconfig" {
-  description = "Makes kubectl talk to the cluster."
+  description = "Connects kubectl to the cluster."
   value       = "aws eks update-kubeconfig --region ${var.region} --name ${aws_eks_cluster.this.name}"
 }
 
 output "push" {
-  description = "Logs in to the registry and names the image; a release does it in the pipeline."
+  description = "Logs in to the registry, tags the image and pushes it; a release does this in the pipeline."
   value       = "aws ecr get-login-password --region ${var.region} | docker login --username AWS --password-stdin ${split("/", aws_ecr_repository.this.repository_url)[0]} && docker tag image-recognition:dev ${aws_ecr_repository.this.repository_url}:TAG && docker push ${aws_ecr_repository.this.repository_url}:TAG"
 }
 
 output "publish" {
-  description = "Publishes weights; prints the pinned address for `args.weights` or `user_config.weights`."
+  description = "Publishes weights and prints the pinned address for `args.weights` or `user_config.weights`."
   value       = "python -m serve_app weights publish models/default.pt s3://${aws_s3_bucket.weights.id}/default.pt"
 }
 
 output "redis" {
-  description = "The Service behind which the head finds Redis, and the secret with its password."
+  description = "Creates the Service through which the head reaches Redis, and the secret with its password."
   value       = "kubectl -n recognition create service externalname recognition-redis --external-name ${aws_elasticache_replication_group.this.primary_endpoint_address} && kubectl -n recognition create secret generic recognition-redis --from-literal=password=\"$TF_VAR_redis_password\""
 }
 
@@ -30,11 +30,11 @@ output "pipeline_role" {
 }
 
 output "sagemaker" {
-  description = "Asks the endpoint of SageMaker for the boxes in a photo."
+  description = "Sends a photo to the SageMaker endpoint and prints the boxes."
   value       = one([for endpoint in aws_sagemaker_endpoint.this : "aws sagemaker-runtime invoke-endpoint --region ${var.region} --endpoint-name ${endpoint.name} --content-type image/jpeg --body fileb://bus.jpg /dev/stdout"])
 }
 
 output "remote_write" {
-  description = "For `prometheus.prometheusSpec.remoteWrite` of kuberay/addons/monitoring.yaml."
+  description = "Value for `prometheus.prometheusSpec.remoteWrite` in kuberay/addons/monitoring.yaml."
   value       = [for workspace in aws_prometheus_workspace.this : { url = "${workspace.prometheus_endpoint}api/v1/remote_write", sigv4 = { region = var.region } }]
 }

@@ -1,4 +1,4 @@
-# The state of Ray's head, so that a new head takes over a cluster that goes on serving. A few megabytes.
+# Stores the state of Ray's head (a few megabytes), so that a new head can take over while the workers continue to serve.
 resource "aws_elasticache_subnet_group" "this" {
   name       = var.name
   subnet_ids = [for subnet in aws_subnet.private : subnet.id]
@@ -34,6 +34,6 @@ resource "aws_elasticache_replication_group" "this" {
   auth_token                 = var.redis_password
   subnet_group_name          = aws_elasticache_subnet_group.this.name
   security_group_ids         = [aws_security_group.redis.id]
-  snapshot_retention_limit   = 0 # what it holds is worth nothing once the cluster is gone
+  snapshot_retention_limit   = 0 # the state is useless once the cluster is gone
   apply_immediately          = true
 }

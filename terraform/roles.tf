@@ -1,4 +1,4 @@
-# Who may do what. The service reads pinned weights; the pipeline pushes images and publishes weights; nobody else.
+# IAM roles. The service reads pinned weights; the pipeline pushes images and publishes weights.
 data "aws_iam_policy_document" "assumed_by" {
   for_each = {
     eks           = ["sts:AssumeRole", "sts:TagSession"]
@@ -22,7 +22,7 @@ resource "aws_iam_role" "service" {
   assume_role_policy = data.aws_iam_policy_document.pods["recognition"].json
 }
 
-# EKS Pod Identity, for one service account of this cluster only: the tags are EKS's, a pod cannot set them.
+# EKS Pod Identity, for one service account of this cluster only: EKS sets these tags, a pod cannot.
 data "aws_iam_policy_document" "pods" {
   for_each = toset(["recognition", "monitoring-kube-prometheus-prometheus"])
 
@@ -62,7 +62,7 @@ data "aws_iam_policy_document" "read_weights" {
   }
 
   statement {
-    sid       = "MissingIsNotForbidden" # without it S3 answers 403 for what is not there
+    sid       = "MissingIsNotForbidden" # without it S3 answers 403 for a missing object
     actions   = ["s3:ListBucket", "s3:ListBucketVersions"]
     resources = [aws_s3_bucket.weights.arn]
   }
@@ -109,7 +109,7 @@ data "aws_iam_policy_document" "github" {
     }
 
     condition {
-      test     = "StringLike" # a pull request's token has another subject
+      test     = "StringLike" # a pull request's token has a different subject
       variable = "token.actions.githubusercontent.com:sub"
       values   = ["repo:${var.github_repository}:ref:refs/heads/main", "repo:${var.github_repository}:ref:refs/tags/v*"]
     }
@@ -126,7 +126,7 @@ data "aws_iam_policy_document" "pipeline" {
   statement {
     sid       = "Login"
     actions   = ["ecr:GetAuthorizationToken"]
-    resources = ["*"] # it has no narrower one
+    resources = ["*"] # this action has no narrower resource
   }
 
   statement {
@@ -139,7 +139,7 @@ data "aws_iam_policy_document" "pipeline" {
   }
 
   statement {
-    sid       = "Weights" # it adds versions; it removes none
+    sid       = "Weights" # may add versions but not remove any
     actions   = ["s3:PutObject", "s3:GetObject", "s3:GetObjectVersion"]
     resources = ["${aws_s3_bucket.weights.arn}/*"]
   }
@@ -157,7 +157,7 @@ data "aws_iam_policy_document" "pipeline" {
   }
 
   statement {
-    sid       = "Cluster" # `aws eks update-kubeconfig`; what it may do inside is an access entry
+    sid       = "Cluster" # for `aws eks update-kubeconfig`; an access entry grants the permissions inside the cluster
     actions   = ["eks:DescribeCluster"]
     resources = ["arn:${local.partition}:eks:${var.region}:${local.account}:cluster/${var.name}"]
   }

@@ -1,10 +1,10 @@
-# The managed alternative to the cluster: the same image behind an endpoint of SageMaker. Only where `sagemaker` is set.
+# The managed alternative to the cluster: the same image behind a SageMaker endpoint. Only if `sagemaker` is set.
 locals {
   sagemaker = var.sagemaker == null ? {} : { this = var.sagemaker }
 
   container = {
-    SERVE_CONFIG_DIFFERENCE    = jsonencode(yamldecode(file("${path.module}/sagemaker.yaml"))) # 1,024 characters at most
-    NVIDIA_VISIBLE_DEVICES     = "all"                                                         # a plain Debian image does not ask for them
+    SERVE_CONFIG_DIFFERENCE    = jsonencode(yamldecode(file("${path.module}/sagemaker.yaml"))) # at most 1,024 characters
+    NVIDIA_VISIBLE_DEVICES     = "all"                                                         # a Debian image does not set it
     NVIDIA_DRIVER_CAPABILITIES = "compute,utility"
   }
 }
@@ -39,8 +39,8 @@ resource "aws_sagemaker_endpoint_configuration" "this" {
     model_name                                        = aws_sagemaker_model.this["this"].name
     instance_type                                     = each.value.instance_type
     initial_instance_count                            = each.value.min_instances
-    container_startup_health_check_timeout_in_seconds = 600 # 60-90 s after the image is there
-    # Without it: driver 470, which runs nothing newer than CUDA 11.4. With it 550, which runs CUDA 12.
+    container_startup_health_check_timeout_in_seconds = 600 # the service needs 60-90 s once the image is pulled
+    # The default has driver 470, which supports CUDA up to 11.4. This one has driver 550, which supports CUDA 12.
     inference_ami_version = can(regex("^ml[.][gp]", each.value.instance_type)) ? "al2-ami-sagemaker-inference-gpu-3-1" : null
   }
 
@@ -49,7 +49,7 @@ resource "aws_sagemaker_endpoint_configuration" "this" {
   }
 }
 
-# Blue/green: the new fleet takes a tenth of the traffic first, and all of it is taken back when an alarm goes off.
+# Blue/green: the new fleet takes a tenth of the traffic first. If an alarm fires, all traffic returns to the old fleet.
 resource "aws_sagemaker_endpoint" "this" {
   for_each = local.sagemaker
 
@@ -83,7 +83,7 @@ resource "aws_sagemaker_endpoint" "this" {
     }
   }
 
-  # Its containers need them as long as they live: to fetch image and weights, and to give back their network interfaces.
+  # The containers need these until they stop: to fetch image and weights, and to release their network interfaces.
   depends_on = [
     aws_iam_role_policy.sagemaker, aws_vpc_security_group_egress_rule.sagemaker, aws_route_table_association.private, aws_vpc_endpoint.s3,
   ]
@@ -96,7 +96,7 @@ resource "aws_cloudwatch_metric_alarm" "sagemaker" {
   }
 
   alarm_name          = "${var.name}-sagemaker-${each.key}"
-  alarm_description   = "Ends a deployment to SageMaker and goes back"
+  alarm_description   = "Rolls back a SageMaker deployment"
   namespace           = "AWS/SageMaker"
   metric_name         = each.key
   dimensions          = { EndpointName = var.name, VariantName = "all" }
@@ -120,7 +120,7 @@ resource "aws_appautoscaling_target" "sagemaker" {
   max_capacity       = each.value.max_instances
 }
 
-# By requests in work, of which two full batches are 32: by their rate one would have to know what a photo costs.
+# Scales on concurrent requests (two full batches are 32). Scaling on the request rate would need the cost of a photo.
 resource "aws_appautoscaling_policy" "sagemaker" {
   for_each = local.sagemaker
 
@@ -141,7 +141,7 @@ resource "aws_appautoscaling_policy" "sagemaker" {
   }
 }
 
-# Outwards only: to S3 and the registry.
+# Outbound only: to S3 and the registry.
 resource "aws_security_group" "sagemaker" {
   for_each = local.sagemaker
 
@@ -193,7 +193,7 @@ data "aws_iam_policy_document" "sagemaker" {
   }
 
   statement {
-    sid = "NoNarrowerOne" # the registry's login, metrics, and the network interfaces in our subnets
+    sid = "NoNarrowerOne" # registry login, metrics, and the network interfaces in our subnets
     actions = [
       "ecr:GetAuthorizationToken", "cloudwatch:PutMetricData", "ec2:CreateNetworkInterface", "ec2:CreateNetworkInterfacePermission",
       "ec2:DeleteNetworkInterface", "ec2:DeleteNetworkInterfacePermission", "ec2:DescribeDhcpOptions",

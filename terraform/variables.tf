@@ -1,108 +1,108 @@
 variable "name" {
-  description = "Name of everything: one for each environment in an account, such as recognition-staging."
+  description = "Name of all resources, unique for each environment in an account, such as recognition-staging."
   type        = string
 
   validation {
     condition     = can(regex("^[a-z][a-z0-9-]{2,24}$", var.name))
-    error_message = "3 to 25 of a-z, 0-9 and -, beginning with a letter: it becomes part of bucket and role names."
+    error_message = "Use 3 to 25 of a-z, 0-9 and -, starting with a letter: the name becomes part of bucket and role names."
   }
 }
 
 variable "region" {
-  description = "AWS region with at least three availability zones, and the GPU families you want."
+  description = "AWS region with at least three availability zones and the GPU families you want."
   type        = string
 }
 
 variable "vpc_cidr" {
-  description = "Addresses of the VPC, a /16: each zone gets a /19 for pods and a /24 for load balancers."
+  description = "Address range of the VPC, a /16. Each zone gets a /19 for pods and a /24 for load balancers."
   type        = string
   default     = "10.40.0.0/16"
 
   validation {
     condition     = endswith(var.vpc_cidr, "/16") && can(cidrhost(var.vpc_cidr, 0))
-    error_message = "A /16, such as 10.40.0.0/16."
+    error_message = "Use a /16, such as 10.40.0.0/16."
   }
 }
 
 variable "nat_per_zone" {
-  description = "A NAT gateway in each zone (a zone's loss takes no other with it) instead of one for all."
+  description = "One NAT gateway in each zone instead of one for all, so that losing a zone does not affect the others."
   type        = bool
   default     = false
 }
 
 variable "kubernetes_version" {
-  description = "Of the EKS cluster."
+  description = "Kubernetes version of the EKS cluster."
   type        = string
   default     = "1.34"
 }
 
 variable "api_cidrs" {
-  description = "Who reaches the cluster's API from outside the VPC. Empty: nobody, the API is private."
+  description = "Networks that may reach the cluster's API from outside the VPC. If empty, the API is private."
   type        = list(string)
   default     = []
 
   validation {
     condition     = !contains(var.api_cidrs, "0.0.0.0/0")
-    error_message = "Not the whole Internet: name your networks, or leave it empty."
+    error_message = "Do not open the API to the whole Internet: list your networks, or leave it empty."
   }
 }
 
 variable "admins" {
-  description = "ARNs of the IAM roles whose holders administer the cluster."
+  description = "ARNs of the IAM roles that administer the cluster."
   type        = list(string)
 }
 
 variable "github_repository" {
-  description = "OWNER/NAME of the repository whose `main` and `v*` tags may push images and publish weights."
+  description = "OWNER/NAME of the repository whose `main` branch and `v*` tags may push images and publish weights."
   type        = string
 
   validation {
     condition     = can(regex("^[^/*]+/[^/*]+$", var.github_repository))
-    error_message = "OWNER/NAME, no wildcard."
+    error_message = "Use OWNER/NAME, without wildcards."
   }
 }
 
 variable "github_oidc_provider" {
-  description = "ARN of the account's provider for GitHub's tokens, if it has one: an account has one at most. Null: made here."
+  description = "ARN of the account's OIDC provider for GitHub, if it exists; an account can have only one. If null, it is created."
   type        = string
   default     = null
 }
 
 variable "requests_per_ip" {
-  description = "Requests from one address in five minutes, above which the firewall answers 429."
+  description = "Requests from one address in five minutes; above that the firewall answers 429."
   type        = number
   default     = 6000
 }
 
 variable "budget" {
-  description = "US dollars a month, and who is told by e-mail when 80 % are spent or the forecast exceeds them."
+  description = "Monthly budget in US dollars, and the e-mail addresses to notify when 80 % is spent or the forecast exceeds it."
   type        = object({ usd = number, emails = list(string) })
 }
 
 variable "redis_password" {
-  description = "AUTH token of Redis, 16 to 128 letters and digits; the state holds it, so give it as TF_VAR_redis_password."
+  description = "AUTH token of Redis, 16 to 128 letters and digits. Set it as TF_VAR_redis_password. The Terraform state contains it."
   type        = string
   sensitive   = true
 
   validation {
     condition     = can(regex("^[0-9A-Za-z]{16,128}$", var.redis_password))
-    error_message = "16 to 128 letters and digits."
+    error_message = "Use 16 to 128 letters and digits."
   }
 }
 
 variable "sagemaker" {
-  description = "The image behind an endpoint of SageMaker, beside the cluster: its address in the registry, the type of instance and how many. Null: none."
+  description = "SageMaker endpoint beside the cluster: the image's address in the registry, the instance type and the number of instances. If null, none is created."
   type        = object({ image = string, instance_type = string, min_instances = number, max_instances = number })
   default     = null
 
   validation {
     condition     = var.sagemaker == null ? true : 2 <= var.sagemaker.min_instances && var.sagemaker.min_instances <= var.sagemaker.max_instances
-    error_message = "Two instances at least, as one of them is the canary of a deployment, and no more than max_instances."
+    error_message = "Use at least two instances, because one is the canary of a deployment, and at most max_instances."
   }
 }
 
 variable "managed_prometheus" {
-  description = "A workspace of Amazon Managed Prometheus for the cluster's metrics."
+  description = "Creates an Amazon Managed Prometheus workspace for the cluster's metrics."
   type        = bool
   default     = false
 }

@@ -5,7 +5,7 @@ terraform {
     aws = { source = "hashicorp/aws", version = "~> 5.100" }
   }
 
-  # State: `terraform init -backend-config=staging.s3.tfbackend`, see README.md. Without it, state is a local file.
+  # State in S3: `terraform init -backend-config=staging.s3.tfbackend`, see README.md.
   backend "s3" {}
 }
 

@@ -1,4 +1,4 @@
-# The bucket of weights: every version is kept and encrypted, read by the service's role, written by the pipeline's.
+# The weights bucket: versioned and encrypted. The service's role reads weights, the pipeline's role writes them.
 resource "aws_s3_bucket" "weights" {
   bucket = "${var.name}-weights-${local.account}"
 }
@@ -51,7 +51,7 @@ resource "aws_s3_bucket_lifecycle_configuration" "weights" {
 
     noncurrent_version_expiration {
       noncurrent_days           = 365
-      newer_noncurrent_versions = 20 # always there to go back to, however old
+      newer_noncurrent_versions = 20 # always kept for rollbacks, however old
     }
 
     abort_incomplete_multipart_upload {
@@ -104,7 +104,7 @@ data "aws_iam_policy_document" "weights" {
   }
 
   statement {
-    sid       = "WrittenByNobodyElse" # weights are code: who writes them runs in the cluster
+    sid       = "WrittenByNobodyElse" # weights are code: whoever writes them can run code in the cluster
     effect    = "Deny"
     actions   = ["s3:PutObject", "s3:DeleteObject", "s3:DeleteObjectVersion"]
     resources = ["${aws_s3_bucket.weights.arn}/*"]

@@ -17,8 +17,9 @@ import httpx
 import pytest
 
 from loadtests.service import ROOT, Service, config, free_port, running
-from serve_app import manifests, photos
-from serve_app.configuration import apart
+from serve_app.ops import manifests
+from serve_app.ops.serve_config import apart
+from serve_app.vision import sample_photos
 
 SHARED = ROOT.parent / "shared"  # photos and weights that may not be part of this repository; used where present
 
@@ -28,14 +29,21 @@ def pytest_report_header() -> str:
     return ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n`, tests that share a service or write the same files run in one process: the others' modules may not."""
+    for item in items:
+        shared = [name for name in ("service", "graph", "rendered") if name in getattr(item, "fixturenames", ())]
+        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.module.__name__))
+
+
 @pytest.fixture(scope="session")
 def bus() -> bytes:
-    return photos.bus()
+    return sample_photos.bus()
 
 
 @pytest.fixture(scope="session")
 def zidane() -> bytes:
-    return photos.zidane()
+    return sample_photos.zidane()
 
 
 @pytest.fixture(scope="session")

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from serve_app import deadline
-from serve_app.deployments import Detector, Place
 from serve_app.errors import InvalidParameter, Timeout
-from serve_app.image import Letterbox
-from serve_app.records import Prepared
+from serve_app.graph.batch_admission import BatchAdmission
+from serve_app.graph.detector import Detector, QueuedImage
+from serve_app.graph.payloads import Prepared
+from serve_app.graph.watchdog import Watchdog
 from serve_app.settings import PredictOptions
-from serve_app.turns import Turns
-from serve_app.watch import Watch
-from tests.test_errors import check
+from serve_app.vision.image import Letterbox
+from tests.http.test_errors import check
 
 BOX = Letterbox(1.0, 1.0, 0, 0, 32, 32)
 
@@ -54,12 +54,12 @@ def test_a_moment_that_has_passed_stops_a_stage() -> None:
 class Network:
     """Counts what it is given, and notes how many batches have a lane then."""
 
-    def __init__(self, turns: Turns) -> None:
-        self.seen, self.running, self._turns = 0, set[int](), turns
+    def __init__(self, turns: BatchAdmission) -> None:
+        self.seen, self.running, self._admission = 0, set[int](), turns
 
     def __call__(self, squares: np.ndarray) -> np.ndarray:
         self.seen += len(squares)
-        self.running.add(self._turns._running)
+        self.running.add(self._admission._running)
         time.sleep(0.05)
         return np.zeros((len(squares), 6, 21), np.float32)
 
@@ -68,14 +68,14 @@ class Network:
 def detector() -> Any:
     """A Detector around that network, without Ray."""
     made = Detector.__new__(Detector)
-    made._turns = Turns(lanes=2, size=8)
-    made._live = SimpleNamespace(now=SimpleNamespace(model=Network(made._turns), weights=None))
+    made._admission = BatchAdmission(concurrent_batches=2, size=8)
+    made._weights = SimpleNamespace(current=SimpleNamespace(engine=Network(made._admission), weights=None))
     made._seconds = made._queue = SimpleNamespace(observe=lambda *_: None)
     made._engine = SimpleNamespace(inc=lambda *_: None)
-    made._watch, made._replica = Watch(), "a"
-    places: list[Place] = []
+    made._watchdog, made._replica = Watchdog(), "a"
+    places: list[QueuedImage] = []
 
-    async def detect(place: Place) -> None:
+    async def detect(place: QueuedImage) -> None:
         """Serve's batching, which needs a replica around it: all that come in 20 ms."""
         places.append(place)
         await asyncio.sleep(0.02)
@@ -103,12 +103,12 @@ def test_the_network_never_sees_what_is_late_or_whose_caller_has_gone(detector: 
     assert first.batch_size == last.batch_size == 2
     assert isinstance(late, Timeout)
     assert isinstance(gone, asyncio.CancelledError)
-    network = detector._live.now.model
+    network = detector._weights.current.engine
     assert (network.seen, network.running) == (2, {1})
-    assert not detector._turns._running
+    assert not detector._admission._running
 
 
 def test_a_batch_that_nobody_awaits_does_not_run(detector: Any) -> None:
     with pytest.raises(Timeout):
         asyncio.run(detector(image(-1)))
-    assert detector._live.now.model.seen == 0
+    assert detector._weights.current.engine.seen == 0

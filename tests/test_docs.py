@@ -17,14 +17,15 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from loadtests import s3
+from loadtests import s3_server
 from loadtests.service import Service, config, dashboard, deploy, model
-from serve_app import check, deployed, photos
 from serve_app.errors import AppError, WeightsError
+from serve_app.ops import check, overlay
 from serve_app.settings import AppSettings, DetectorSettings, PredictOptions
+from serve_app.vision import sample_photos
 from tests.conftest import ROOT, kubectl
-from tests.test_errors import leaves
-from tests.test_reconfigure import eventually
+from tests.graph.test_reconfigure import eventually
+from tests.http.test_errors import leaves
 
 
 class Block(NamedTuple):
@@ -51,17 +52,17 @@ MARKS = {"cluster", "aws", "network"}  # what it needs, and is not here
 RUNNERS = {"sh": ["bash", "-euo", "pipefail"], "python": [sys.executable], "js": ["node"]}
 # What is long, or is run as such somewhere else: a block of nothing but these.
 ELSEWHERE = {
-    "make serve": "tests/test_launch.py",
-    "make load": "tests/test_load.py",
-    "make capacity": "tests/test_plan.py",
-    ".venv/bin/python -m loadtests.capacity": "tests/test_plan.py",
-    "make observe": "tests/test_monitoring.py",
-    "make manifests": "tests/test_manifests.py",
-    "make release": "tests/test_release.py",
-    "make drill": "tests/test_drill.py",
-    "make overload": "tests/test_overload.py",
-    "make accuracy": "tests/test_predict.py",
-    "git push": "tests/test_release.py",
+    "make serve": "tests/ops/test_launch.py",
+    "make load": "tests/loadtests/test_load.py",
+    "make capacity": "tests/loadtests/test_plan.py",
+    ".venv/bin/python -m loadtests.capacity": "tests/loadtests/test_plan.py",
+    "make observe": "tests/ops/test_monitoring.py",
+    "make manifests": "tests/ops/test_manifests.py",
+    "make release": "tests/release/test_release.py",
+    "make drill": "tests/loadtests/test_drill.py",
+    "make overload": "tests/http/test_overload.py",
+    "make accuracy": "tests/http/test_predict.py",
+    "git push": "tests/release/test_release.py",
 }
 
 
@@ -171,8 +172,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory, service: Service) -> Iterator
     for place in ("holiday", "street", "build/capacity"):
         (folder / place).mkdir(parents=True)
     for photo in (folder, folder / "holiday", folder / "street"):
-        (photo / "bus.jpg").write_bytes(photos.bus())
-    shutil.copy(ROOT / "tests" / "curve.json", folder / "build" / "capacity")
+        (photo / "bus.jpg").write_bytes(sample_photos.bus())
+    shutil.copy(ROOT / "tests" / "loadtests" / "curve.json", folder / "build" / "capacity")
     shutil.copy(ROOT / "models" / "default.pt", mine)
     (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
     env = os.environ | {"CURL_HOME": str(folder), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "KEY": "any"}
@@ -186,8 +187,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory, service: Service) -> Iterator
 @pytest.fixture(scope="module")
 def store() -> Iterator[dict[str, str]]:
     """The environment in which S3 is moto's."""
-    with s3.bucket() as bucket:
-        yield {**s3.ENV, "AWS_ENDPOINT_URL": bucket.endpoint}
+    with s3_server.bucket() as bucket:
+        yield {**s3_server.ENV, "AWS_ENDPOINT_URL": bucket.endpoint}
 
 
 @pytest.mark.parametrize("block", EXAMPLES, ids=lambda b: f"{b.file}:{b.line}")
@@ -199,7 +200,7 @@ def test_every_example_does_what_it_says(
         pytest.skip(f"no {runner[0]}")
     env = desk.env | (request.getfixturevalue("store") if "s3://BUCKET" in block.text else {})
     script = desk.folder / f"example.{'mjs' if block.language == 'js' else block.language}"
-    text = block.text.replace(URL, service.url).replace("BUCKET", s3.BUCKET)
+    text = block.text.replace(URL, service.url).replace("BUCKET", s3_server.BUCKET)
     script.write_text(text.replace("serve_app predict", f"serve_app predict --url {service.url}"))
     ran = subprocess.run(
         [*runner, str(script)], cwd=desk.folder, env=env, capture_output=True, text=True, timeout=120, check=False
@@ -226,15 +227,15 @@ def test_a_cluster_takes_the_keys_as_the_guide_says(tmp_path: Path, rendered: di
     """The patch, in an overlay of its own over production's."""
     assert "production" in rendered
     (patch,) = (b.text for b in BLOCKS if b.mark == "keys")
-    overlay = os.path.relpath(ROOT / "kuberay" / "overlays" / "production", tmp_path)
+    folder = os.path.relpath(ROOT / "kuberay" / "overlays" / "production", tmp_path)
     (tmp_path / "patch.yaml").write_text(patch)
     (tmp_path / "kustomization.yaml").write_text(
-        yaml.safe_dump({"resources": [overlay], "patches": [{"path": "patch.yaml", "target": {"kind": "RayService"}}]})
+        yaml.safe_dump({"resources": [folder], "patches": [{"path": "patch.yaml", "target": {"kind": "RayService"}}]})
     )
     typed = [kubectl(), "kustomize", str(tmp_path)]
     (tmp_path / "built.yaml").write_text(subprocess.run(typed, capture_output=True, text=True, check=True).stdout)
-    overlay_read = deployed.read(tmp_path / "built.yaml")
-    assert check.check(overlay_read) == []
-    worker = overlay_read.workers["template"]["spec"]
+    built = overlay.read(tmp_path / "built.yaml")
+    assert check.check(built) == []
+    worker = built.workers["template"]["spec"]
     assert {volume["name"] for volume in worker["volumes"]} >= {"ray-logs", "logs", "keys"}
     assert "/etc/recognition-keys" in {mount["mountPath"] for mount in worker["containers"][0]["volumeMounts"]}

@@ -1,1 +1,1 @@
-"""The capacity planner: from the measured curve of a replica to replicas, nodes and money."""
+"""The capacity planner: computes replicas, nodes and cost from the measured curve of one replica."""

@@ -1,8 +1,8 @@
-"""`python -m loadtests.capacity measure | plan | replay`: how many replicas, nodes and how much money; when it breaks.
+"""`python -m loadtests.capacity measure | plan | replay`: plans replicas, nodes and cost for a load.
 
-measure --out CURVE                                   the load that one replica carries, until it no longer follows
-plan --curve CURVE --peak-rps 40 --p95-ms 300         sizes, settings and cost; writes patches and a picture
-replay --curve CURVE … --trace daily                  a day against that plan: where the objective is missed
+measure --out CURVE                                   raises the load on one replica until it no longer keeps up
+plan --curve CURVE --peak-rps 40 --p95-ms 300         computes sizes, settings and cost; writes patches and a picture
+replay --curve CURVE … --trace daily                  simulates a day with that plan: when it misses the objective
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from loadtests.capacity import curve, plots, sizing, sweep, trace
 from loadtests.capacity.autoscaler import Autoscaler
 from loadtests.capacity.plan import Instance, Plan
 from loadtests.capacity.replay import Cluster, Delays, Replayed
-from loadtests.mix import mix
+from loadtests.load.slo import Objective
+from loadtests.photo_mix import photo_mix
 from loadtests.service import ROOT, running
-from loadtests.slo import Objective
 
 OUT = ROOT / "build" / "capacity"
 
 
 def measure(args: argparse.Namespace) -> int:
-    """Starts the service and writes its curve."""
+    """Starts the service, and measures and writes its curve. Returns the exit code."""
     content = sweep.fixed(args.difference, args.replicas)
     with running(content) as service:
-        found = sweep.measure(content, service, mix(args.photos), seconds=args.seconds, rounds=args.rounds)
+        found = sweep.measure(content, service, photo_mix(args.photos), seconds=args.seconds, rounds=args.rounds)
     curve.write(found, args.out)
-    print(f"{found.station().most:.1f} photos/s in a replica at most; wrote {args.out}")
+    print(f"at most {found.station().most:.1f} photos/s per replica; wrote {args.out}")
     return 0
 
 
 def planned(args: argparse.Namespace) -> Plan:
-    """The plan with the cheapest of the curves, each with its instance. Raises Unreachable when none will do."""
+    """The cheapest plan of all curves. Raises Unreachable when no curve gives one, ValueError, OSError."""
     instances = args.instance or [None]
     if len(instances) not in (1, len(args.curve)):
-        raise ValueError("one --instance for all curves, or one for each")
+        raise ValueError("needs one --instance for all curves, or one for each")
     made, refused = [], []
     for path, instance in zip(args.curve, instances * (len(args.curve) // len(instances)), strict=True):
         try:
@@ -59,7 +59,7 @@ def planned(args: argparse.Namespace) -> Plan:
 
 
 def show(args: argparse.Namespace) -> int:
-    """Prints the plan, and writes patches and picture."""
+    """Prints the plan; writes its patches and its picture. Returns the exit code."""
     made = planned(args)
     for what, value in made.rows():
         print(f"{what:42s} {value}")
@@ -70,10 +70,10 @@ def show(args: argparse.Namespace) -> int:
 
 
 def replay(args: argparse.Namespace) -> int:
-    """Exit code 1 when the objective is missed in more than `--breaches` of the time."""
+    """Simulates a trace with the plan. Returns 1 when the objective is missed in more than `--breaches` of the time."""
     made = planned(args)
-    asked = trace.GENERATED[args.trace](args.peak_rps, args.hours * 3600) if args.trace in trace.GENERATED else None
-    load = asked or trace.read(Path(args.trace))
+    generated = trace.GENERATED[args.trace](args.peak_rps, args.hours * 3600) if args.trace in trace.GENERATED else None
+    load = generated or trace.read(Path(args.trace))
     delays = Delays(args.replica_s, Delays.ask_s, args.node_s, args.image_s)
     began = time.perf_counter()
     replayed = replayed_of(made, load, delays, args.seed)
@@ -87,7 +87,7 @@ def replay(args: argparse.Namespace) -> int:
     replicas = [moment.running for moment in replayed.moments]
     print(f"objective missed in {part:.2%} of the time, {len(replayed.outcome.refused):,} requests refused")
     print(f"replicas {min(replicas)} to {max(replicas)}, {np.mean(replicas):.1f} on average; ", end="")
-    cost = f"{replayed.node_hours * made.instance.hourly:,.2f} for it" if made.instance else "no --instance, no cost"
+    cost = f"cost {replayed.node_hours * made.instance.hourly:,.2f}" if made.instance else "no cost without --instance"
     print(f"{replayed.node_hours:.1f} node hours, {cost}")
     plots.replay(replayed, load, objective, args.out / "replay.png")
     trace.write(load, args.out / "trace.csv")
@@ -96,57 +96,57 @@ def replay(args: argparse.Namespace) -> int:
 
 
 def replayed_of(made: Plan, load: trace.Trace, delays: Delays, seed: int) -> Replayed:
-    """The plan under that load."""
-    (door,) = made.serve()["applications"][0]["deployments"]
+    """Simulates the plan under a load."""
+    (ingress,) = made.serve()["applications"][0]["deployments"]
     rng = np.random.default_rng(seed)
-    autoscaler = Autoscaler(door["autoscaling_config"])
+    autoscaler = Autoscaler(ingress["autoscaling_config"])
     station = dataclasses.replace(made.curve.station(), room=made.room)
     cluster = Cluster(station, autoscaler, delays, made.curve.replicas, made.fewest_nodes, rng)
     return cluster.run(load.arrivals(rng), load.length)
 
 
 def clock(seconds: float) -> str:
-    """Hours and minutes."""
+    """Seconds as HH:MM."""
     return f"{int(seconds // 3600):02d}:{int(seconds % 3600 // 60):02d}"
 
 
 def parsed() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("measure", help="the curve of a replica")
+    one = commands.add_parser("measure", help="measures the curve of a replica")
     one.add_argument("--out", type=Path, default=OUT / "curve.json")
-    one.add_argument("--difference", default="", help="YAML laid over serve_config.yaml, such as an overlay's")
-    one.add_argument("--replicas", type=int, default=1, help="on this node at a time, such as four to a GPU")
+    one.add_argument("--difference", default="", help="YAML merged over serve_config.yaml, such as an overlay's")
+    one.add_argument("--replicas", type=int, default=1, help="replicas on this node, such as four on a GPU")
     one.add_argument("--photos", type=Path, help="folder of JPEGs")
-    one.add_argument("--seconds", type=float, default=20.0, help="of each load")
+    one.add_argument("--seconds", type=float, default=20.0, help="duration of each load")
     one.add_argument("--rounds", type=int, default=2)
     one.set_defaults(do=measure)
     sizing = argparse.ArgumentParser(add_help=False)
     sizing.add_argument("--curve", type=Path, nargs="+", default=[OUT / "curve.json"], help="the cheapest is taken")
     sizing.add_argument("--peak-rps", type=float, required=True)
     sizing.add_argument("--p95-ms", type=float, required=True)
-    sizing.add_argument("--low-rps", type=float, help="at the quietest hour; a quarter of the peak when not given")
+    sizing.add_argument("--low-rps", type=float, help="load of the quietest hour; a quarter of the peak when not given")
     sizing.add_argument("--instance", type=Instance.parse, nargs="+", metavar="TYPE:PRICE/h")
     sizing.add_argument("--availability", choices=["none", "node", "zone"], default="node", help="what may be lost")
     sizing.add_argument("--out", type=Path, default=OUT)
-    commands.add_parser("plan", parents=[sizing], help="sizes, settings, cost, patches").set_defaults(do=show)
-    two = commands.add_parser("replay", parents=[sizing], help="a trace against the plan")
+    commands.add_parser("plan", parents=[sizing], help="computes sizes, settings, cost, patches").set_defaults(do=show)
+    two = commands.add_parser("replay", parents=[sizing], help="simulates a trace with the plan")
     two.add_argument("--trace", default="daily", help="daily, flash-crowd, or a CSV of seconds,requests_per_s")
     two.add_argument("--hours", type=float, default=24.0, help="length of a generated trace")
     two.add_argument("--replica-s", type=float, default=Delays.replica_s, help="cold start of a replica")
-    two.add_argument("--node-s", type=float, default=Delays.node_s, help="until a node is there")
-    two.add_argument("--image-s", type=float, default=Delays.image_s, help="until it has the image")
-    two.add_argument("--breaches", type=float, default=0.01, help="part of the time that may miss the objective")
+    two.add_argument("--node-s", type=float, default=Delays.node_s, help="until a new node is ready")
+    two.add_argument("--image-s", type=float, default=Delays.image_s, help="until it has pulled the image")
+    two.add_argument("--breaches", type=float, default=0.01, help="share of the time that may miss the objective")
     two.add_argument("--seed", type=int, default=0)
     two.set_defaults(do=replay)
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    asked = parsed()
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # the autoscaler's own, in a replay
+    args = parsed()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # hides the autoscaler's decisions in a replay
     try:
-        sys.exit(asked.do(asked))
+        sys.exit(args.do(args))
     except (OSError, ValueError) as error:
         sys.exit(str(error))

@@ -1,4 +1,4 @@
-"""What to run for a peak and an objective, what it costs, and that as patches. How it is found: sizing.py."""
+"""A plan: what to run for a peak and an objective, its cost, and its patches. sizing.py makes it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from loadtests.capacity.curve import Curve
-from serve_app import manifests
-from serve_app.configuration import merged
+from serve_app.ops import manifests
+from serve_app.ops.serve_config import merged
 
 Availability = Literal["none", "node", "zone"]
-HOURS = 730  # a month
-BESIDE = 96  # requests in a replica that are no photos in work: probes, and what is about to be refused
+HOURS = 730  # in a month
+BESIDE = 96  # requests in a replica beyond its photos: probes, and requests that will be refused
 PRODUCTION = manifests.OVERLAYS / "production"
 
 
 class Interval(NamedTuple):
-    """An estimate, and between what it lies."""
+    """An estimate with its lower and upper bound."""
 
     low: float
     middle: float
@@ -32,14 +32,14 @@ class Interval(NamedTuple):
 
 
 class Instance(NamedTuple):
-    """A node: its type, and its price an hour."""
+    """The type of a node and its price per hour."""
 
     name: str
     hourly: float
 
     @classmethod
     def parse(cls, text: str) -> Instance:
-        """Of `g6.xlarge:0.8/h`. Raises ValueError."""
+        """Parses `g6.xlarge:0.8/h`. Raises ValueError."""
         name, _, price = text.removesuffix("/h").partition(":")
         if not name or not price:
             raise ValueError(f"{text!r} is not like g6.xlarge:0.8/h")
@@ -48,7 +48,7 @@ class Instance(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run."""
+    """What to run for a peak and an objective."""
 
     curve: Curve
     peak_rps: float
@@ -56,31 +56,31 @@ class Plan:
     availability: Availability
     instance: Instance | None
     needed: int  # replicas that carry the peak
-    replicas: int  # with those that may be lost
-    fewest: int
+    replicas: int  # including those that may be lost
+    fewest: int  # replicas at the quietest hour, including those that may be lost
     nodes: int
     fewest_nodes: int
-    p95: Interval  # in ms, at the peak, of those that are needed
-    most: Interval  # photos a second in one replica
+    p95: Interval  # in ms, at the peak, with the needed replicas
+    most: Interval  # photos/s of one replica
     target_ongoing: float
     target_wait_s: float
     look_back_s: float
-    room: int
+    room: int  # photos in a replica; more are refused
 
     @property
     def per_month(self) -> tuple[float, float]:
-        """Cost with the fewest nodes all the time, and with all."""
+        """Cost of a month with the fewest nodes all the time, and with all nodes."""
         price = self.instance.hourly if self.instance else math.nan
         return self.fewest_nodes * price * HOURS, self.nodes * price * HOURS
 
     @property
     def per_million(self) -> float:
-        """Cost of a million photos at the peak."""
+        """Cost of a million photos at the peak rate."""
         price = self.instance.hourly if self.instance else math.nan
         return self.nodes * price / (self.peak_rps * 3600) * 1e6
 
     def serve(self) -> dict[str, Any]:
-        """The Serve patch: an overlay's serve.yaml, or SERVE_CONFIG_DIFFERENCE."""
+        """The Serve patch, for an overlay's serve.yaml or for SERVE_CONFIG_DIFFERENCE."""
         shipped = yaml.safe_load((PRODUCTION / "serve.yaml").read_text())["applications"][0]["deployments"][0]
         scaling = {
             "min_replicas": self.fewest,
@@ -89,7 +89,7 @@ class Plan:
             "look_back_period_s": self.look_back_s,
             "policy": {"policy_kwargs": {"target_s": self.target_wait_s}},
         }
-        door = {
+        ingress = {
             "name": "Ingress",
             "num_replicas": None,
             "max_ongoing_requests": self.room + BESIDE,
@@ -100,26 +100,26 @@ class Plan:
                 "batch_wait_timeout_s": self.curve.batch_wait_timeout_s,
             },
         }
-        # As many as were measured together fill a pod. Ray counts in ten-thousandths.
+        # The replicas that were measured together fill a pod. Ray counts resources in ten-thousandths.
         pod = {"num_cpus": self.pod_cores, "num_gpus": int("gpu" in self.curve.hardware)}
-        door["ray_actor_options"] = {
-            what: math.floor(1e4 * all_of_it / self.curve.replicas) / 1e4 for what, all_of_it in pod.items()
+        ingress["ray_actor_options"] = {
+            resource: math.floor(1e4 * whole / self.curve.replicas) / 1e4 for resource, whole in pod.items()
         }
         args = {"max_waiting_images": self.room}
-        return {"applications": [{"name": "recognition", "args": args, "deployments": [door]}]}
+        return {"applications": [{"name": "recognition", "args": args, "deployments": [ingress]}]}
 
     @property
     def pod_cores(self) -> int:
-        """What a worker's pod asks for: no second one finds room on the node, and what else runs there does."""
+        """CPU request of a worker's pod, 3/4 of the node: a second worker does not fit beside it, other pods do."""
         return max(1, 3 * int(self.curve.hardware["cores"]) // 4)
 
     @property
     def most_workers(self) -> int:
-        """One more than the replicas fill: where an update in place begins."""
+        """One more than the replicas fill, because an update in place starts a new replica first."""
         return self.nodes + 1
 
     def workers(self) -> list[dict[str, Any]]:
-        """JSON 6902 for the RayService: how many workers, and their size."""
+        """A JSON 6902 patch for the RayService: the number of workers and their size."""
         group = "/spec/rayClusterConfig/workerGroupSpecs/0"
         sizes = {
             "replicas": self.fewest_nodes,
@@ -130,7 +130,7 @@ class Plan:
         return [{"op": "replace", "path": f"{group}/{key}", "value": value} for key, value in sizes.items()]
 
     def nodepool(self) -> dict[str, Any]:
-        """A merge patch: room for two clusters, as an upgrade by `NewCluster` runs both."""
+        """A merge patch for the node pool. Its limit fits two clusters: an upgrade by `NewCluster` runs both."""
         gpu = "gpu" in self.curve.hardware
         cores = int(self.curve.hardware["cores"])
         workers = 2 * self.most_workers
@@ -139,42 +139,40 @@ class Plan:
         return {"apiVersion": "karpenter.sh/v1", "kind": "NodePool", "metadata": metadata, "spec": {"limits": limits}}
 
     def write(self, folder: Path) -> list[Path]:
-        """The three patches; returns the files."""
+        """Writes the three patches; returns their paths. Raises OSError."""
         folder.mkdir(parents=True, exist_ok=True)
-        said = f"# For {self.peak_rps:g} photos/s with p95 {self.p95_ms:g} ms, by the curve of {self.curve.measured}.\n"
+        load = f"{self.peak_rps:g} photos/s with p95 {self.p95_ms:g} ms"
+        header = f"# For {load}, from the curve of {self.curve.measured}.\n"
         written = []
         for name in ("serve", "workers", "nodepool"):
             written.append(folder / f"{name}.yaml")
-            written[-1].write_text(said + yaml.safe_dump(getattr(self, name)(), sort_keys=False))
+            written[-1].write_text(header + yaml.safe_dump(getattr(self, name)(), sort_keys=False))
         return written
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """The plan as a table."""
+        """The plan as rows (name, value) of a table."""
         curve = self.curve
         machine = ", ".join(f"{key} {value}" for key, value in curve.hardware.items())
         yield "measured", f"{curve.measured}, {curve.replicas} replica(s) of {curve.engine['name']} on {machine}"
-        yield (
-            "one replica",
-            f"{self.most:.1f} photos/s at most; followed {curve.knee.offered:g}/s",
-        )
-        yield "batch", f"{curve.max_batch_size}, waiting {curve.batch_wait_timeout_s * 1000:g} ms at most"
-        yield "replicas for the peak", f"{self.needed}: p95 {self.p95:.0f} ms of {self.p95_ms:.0f}"
+        yield "one replica", f"{self.most:.1f} photos/s at most; kept up with {curve.knee.offered:g}/s"
+        yield "batch", f"at most {curve.max_batch_size}, waits at most {curve.batch_wait_timeout_s * 1000:g} ms"
+        yield "replicas for the peak", f"{self.needed}: p95 {self.p95:.0f} ms, objective {self.p95_ms:.0f} ms"
         lost = "nothing" if self.availability == "none" else f"a {self.availability}"
-        yield "with headroom", f"{self.replicas}, so that {lost} may be lost"
+        yield "with headroom", f"{self.replicas}: {lost} may be lost"
         yield "min_replicas, max_replicas", f"{self.fewest}, {self.replicas}"
         yield (
             "target_ongoing_requests",
-            f"{self.target_ongoing:g} over {self.look_back_s:g} s, or photos wait {self.target_wait_s * 1000:.0f} ms",
+            f"{self.target_ongoing:g} over {self.look_back_s:g} s, or a wait of {self.target_wait_s * 1000:.0f} ms",
         )
-        yield "max_waiting_images", f"{self.room}: a full replica answers its last after twice the objective"
+        yield "max_waiting_images", f"{self.room}: a full replica answers its last photo after twice the objective"
         yield "max_ongoing_requests, max_queued_requests", f"{self.room + BESIDE}"
         yield (
             "nodes",
-            f"{self.fewest_nodes} to {self.nodes} of {curve.replicas} replica(s); an upgrade in place takes one more, "
-            "a new cluster twice",
+            f"{self.fewest_nodes} to {self.nodes} of {curve.replicas} replica(s); an update in place needs one more, "
+            "a new cluster twice as many",
         )
         yield "node pool's limit", str(self.nodepool()["spec"]["limits"])
         if self.instance:
             low, high = self.per_month
-            yield "cost", f"{low:,.0f} to {high:,.0f} a month of {self.instance.name}, as the load is"
+            yield "cost", f"{low:,.0f} to {high:,.0f} a month with {self.instance.name}, depending on the load"
             yield "cost of a million photos", f"{self.per_million:,.2f} at the peak"

@@ -1,4 +1,4 @@
-"""A plan, a replay, and a replay beside what really happened, as pictures."""
+"""Draws a plan, a replay, and a replay beside the real service."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loadtests.capacity.replay import Moment, Replayed
 from loadtests.capacity.sizing import at, interval
 from loadtests.capacity.station import Array, Station
 from loadtests.capacity.trace import Trace
-from loadtests.slo import Objective
+from loadtests.load.slo import Objective
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -25,7 +25,7 @@ BLUE, ORANGE, RED, GREY = "#1f6fb4", "#e07b00", "#c62828", "#777777"
 
 
 def plan(made: Plan, path: Path) -> None:
-    """Left: the measured curve and the model of one replica. Right: p95 of the planned ones over the load."""
+    """Left: the measured curve and its model. Right: p95 of the planned replicas over the arrival rate."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     curve, rng = made.curve, np.random.default_rng(0)
     drawn = [curve.station(rng) for _ in range(8)]
@@ -38,7 +38,7 @@ def plan(made: Plan, path: Path) -> None:
     left.set(title=f"Measured with {curve.replicas} replica(s)", xlim=(0, 1.1 * max(offered)))
     carried = np.linspace(0.3 * made.peak_rps, max(1.15 * made.peak_rps, 0.98 * made.needed * made.most.middle), 14)
     fronts = math.ceil(made.needed / curve.replicas)
-    _band(right, drawn, (made.needed, fronts), carried, f"{made.needed} replicas, all that is needed")
+    _band(right, drawn, (made.needed, fronts), carried, f"{made.needed} replicas, needed at the peak")
     if made.replicas > made.needed:
         typical = [at(curve.station(), made.replicas, rate, rng, made.nodes).percentile() * 1000 for rate in carried]
         right.plot(carried, typical, "--", color=BLUE, label=f"{made.replicas} replicas, with headroom")
@@ -52,7 +52,7 @@ def plan(made: Plan, path: Path) -> None:
 
 
 def _band(axes: Any, drawn: Sequence[Station], of: tuple[int, int], rates: Array, label: str) -> None:  # noqa: ANN401
-    """Of so many replicas behind so many fronts."""
+    """Draws p95 and its interval over the arrival rate; `of` is (replicas, fronts)."""
     rng = np.random.default_rng(0)
     found = [[at(station, of[0], rate, rng, of[1]).percentile() * 1000 for station in drawn] for rate in rates]
     spans = [interval(values, float(np.median(values))) for values in found]
@@ -61,7 +61,7 @@ def _band(axes: Any, drawn: Sequence[Station], of: tuple[int, int], rates: Array
 
 
 def replay(replayed: Replayed, trace: Trace, objective: Objective, path: Path) -> None:
-    """Rate, replicas and nodes, p95 over time; red where the objective is missed."""
+    """Draws arrival rate, replicas, nodes and p95 over time; red where the objective is missed."""
     figure, (rates, counts, latencies) = plt.subplots(3, 1, figsize=(11, 7), sharex=True, layout="constrained")
     unit, name = (3600.0, "hours") if replayed.length > 7200 else (60.0, "minutes")
     rates.step([s / unit for s in trace.seconds], [*trace.rates, trace.rates[-1]], where="post", color=GREY)
@@ -92,7 +92,7 @@ def replay(replayed: Replayed, trace: Trace, objective: Objective, path: Path) -
 
 
 def agreement(real: Sequence[tuple[float, int, int]], simulated: Sequence[Moment], trace: Trace, path: Path) -> None:
-    """Replicas over time as Serve ran them, (seconds, wanted, running), and as they were simulated."""
+    """Draws the replicas of Serve, (seconds, wanted, running), and those of the simulation over time."""
     figure, (counts, rates) = plt.subplots(
         2, 1, figsize=(11, 5.5), sharex=True, layout="constrained", height_ratios=[3, 1]
     )

@@ -1,7 +1,7 @@
-"""Replicas side by side, simulated event by event; each is a queue (station.py).
+"""Discrete-event simulation of replicas in parallel. Each replica is a queue (station.py).
 
-The formula beside it is Allen and Cunneen's for G/G/c (Allen, Probability, Statistics and Queueing Theory, 1990); it
-knows no batches. RESULTS.md compares both with measurements.
+`allen_cunneen` is the approximation for G/G/c of Allen and Cunneen (Allen, Probability, Statistics and Queueing Theory,
+1990). It does not model batches. RESULTS.md compares both with measurements.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ import numpy as np
 
 from loadtests.capacity.station import Array, Station
 
-Request = tuple[float, float, int]  # sent, ready, front
-DRAWN = 4096  # random numbers at a time
-BLOCK = 50  # ranks: about two seconds of a busy replica
+Request = tuple[float, float, int]  # seconds when it was sent and when it can join a batch, front
+DRAWN = 4096  # random numbers drawn at a time
+BLOCK = 50  # successive ranks: about two seconds of a busy replica
 
 
 @dataclass(eq=False)
 class Batch:
-    """In work."""
+    """A batch in service."""
 
     members: list[Request]
     began: float
     end: float
-    lone: bool = False  # found the engine idle, and none is beside it yet
+    lone: bool = False  # it started on an idle engine, and no other batch is in service yet
 
 
 @dataclass(eq=False)
 class Replica:
-    """What is in it."""
+    """The state of one replica: its queue, the batch that forms, and the batches in service."""
 
     ongoing: int = 0
     of_front: dict[int, int] = field(default_factory=dict)
@@ -48,31 +48,32 @@ class Replica:
 
 
 class Outcome(NamedTuple):
-    """Of the requests in the order they were answered: when they were sent, latencies, waits for a batch; seconds."""
+    """The answered requests in the order of their answers, and the refused ones. Times are in seconds."""
 
     sent: Array
     latency: Array
-    waited: Array
-    refused: Array  # when these were sent
+    waited: Array  # for a batch
+    refused: Array  # when the refused requests were sent
 
     def percentile(self, q: float = 95.0) -> float:
-        """Of the latency in seconds; infinite when nothing was answered."""
+        """A percentile of the latency in seconds; infinite when nothing was answered."""
         return float(np.percentile(self.latency, q)) if len(self.latency) else math.inf
 
 
 class Replicas:
-    """Replicas behind fronts, requests in turn to each of those, and by each to the replica to which it has the fewest.
+    """Replicas behind fronts. A front is HAProxy on a node; requests go to the fronts in turn.
 
-    A front is HAProxy on a node (`leastconn`, ties in turn): it knows only of what it has sent itself.
+    A front sends each request to the replica with the fewest of its requests (`leastconn`, ties in turn). It does not
+    know the requests of other fronts.
     """
 
     def __init__(self, station: Station, number: int, load: float, rng: np.random.Generator, fronts: int = 1) -> None:
-        """`load` is that of one replica, in photos a second, for the lines."""
+        """`load` is the arrival rate of one replica in photos/s; the service times depend on it."""
         self.station, self.load, self.fronts, self._rng = station, load, fronts, rng
         self._turn = 0
         self.running = [Replica() for _ in range(number)]
         self.now = 0.0
-        self.ongoing = 0  # in all, those among them that stop
+        self.ongoing = 0  # requests in all replicas, including those that stop
         self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._numbers = itertools.count()
         self._ranks = self._drawn()
@@ -84,15 +85,15 @@ class Replicas:
 
     @property
     def came(self) -> int:
-        """Requests so far."""
+        """The number of arrivals so far."""
         return self.ongoing + len(self._sent) + len(self._refused)
 
     def at(self, moment: float, do: Callable[..., None], *args: object) -> None:
-        """Calls it at that moment."""
+        """Schedules a call at a moment of the simulation, in seconds."""
         heapq.heappush(self._events, (moment, next(self._numbers), do, args))
 
     def run(self, arrivals: Iterable[float]) -> Outcome:
-        """Until the last of these requests is answered or refused."""
+        """Simulates until the last of these arrivals is answered or refused."""
         coming = iter(arrivals)
         pending = next(coming, None)
         events = self._events
@@ -111,7 +112,7 @@ class Replicas:
             yield from self._rng.random(DRAWN).tolist()
 
     def _in_blocks(self) -> Iterator[float]:
-        """Ranks as they were measured one after the other (moving block bootstrap, Künsch 1989); else any."""
+        """Ranks in blocks as measured (moving block bootstrap, Künsch 1989); independent ones without a long run."""
         runs = [run for run in self.station.ranks if len(run) > BLOCK]
         if not runs:
             yield from self._drawn()
@@ -140,7 +141,7 @@ class Replicas:
         self._fill(replica)
 
     def _fill(self, replica: Replica) -> None:
-        """As `serve_app.turns` lets photos into a batch: while there is a lane for it and a place in it."""
+        """Admits photos to a batch like `graph.batch_admission`: while a lane and a place in the batch are free."""
         station = self.station
         while replica.waiting and len(replica.in_work) < station.lanes:
             replica.filling.append(replica.waiting.popleft())
@@ -150,12 +151,12 @@ class Replicas:
                 self.at(self.now + station.wait_s, self._close, replica, replica.filling)
 
     def _close(self, replica: Replica, members: list[Request]) -> None:
-        """As Serve does it: when the batch is full or has waited."""
+        """Starts the service of a batch that is full or has waited `wait_s`, as Serve does."""
         if members is not replica.filling:
             return
         replica.filling = []
         station, size = self.station, len(members)
-        rank = next(self._speeds[replica])  # one for both: a batch that is slow alone is slow behind another
+        rank = next(self._speeds[replica])  # one rank for both: a batch that is slow alone is slow behind another
         alone = self.now + station.alone.at_rank(size, self.load, rank)
         last, lone = replica.last, not replica.in_work
         if last.lone and not lone:
@@ -169,7 +170,7 @@ class Replicas:
 
     def _end(self, replica: Replica, batch: Batch) -> None:
         if self.now < batch.end:
-            self.at(batch.end, self._end, replica, batch)  # it was delayed
+            self.at(batch.end, self._end, replica, batch)  # a later batch has slowed it
             return
         members, began = batch.members, batch.began
         replica.in_work.remove(batch)
@@ -186,28 +187,29 @@ class Replicas:
 
 
 def simulate(station: Station, number: int, arrivals: Array, rng: np.random.Generator, fronts: int = 1) -> Outcome:
-    """These requests on so many replicas."""
+    """Simulates these arrivals (seconds) on `number` replicas."""
     load = len(arrivals) / max(float(arrivals[-1]), 1e-9) / number
     return Replicas(station, number, min(load, station.most), rng, fronts).run(arrivals.tolist())
 
 
 def erlang_c(servers: int, load: float) -> float:
-    """The chance to wait in M/M/c, with `load` = arrival rate x service time, below `servers`."""
+    """The probability to wait in M/M/c. `load` is the offered load, arrival rate x service time, below `servers`."""
     terms = [load**n / math.factorial(n) for n in range(servers)]
     last = load**servers / math.factorial(servers) * servers / (servers - load)
     return last / (sum(terms) + last)
 
 
 def allen_cunneen(station: Station, number: int, rate: float, q: float = 0.95) -> float:
-    """That quantile of the latency in seconds, batches of one; infinite above what the replicas can do.
+    """A quantile of the latency in seconds, with batches of one; infinite from a utilisation of 1.
 
-    Mean wait = Erlang's C x service / (c - load) x (1 + squared coefficient of variation) / 2, its tail exponential.
+    Mean wait = Erlang C x service time / (servers - offered load) x (1 + squared coefficient of variation) / 2. The
+    tail of the wait is exponential.
     """
     per_replica = rate / number
     service = station.behind.mean(1, per_replica)
     if (load := rate * service) >= number:
         return math.inf
     waits = erlang_c(number, load)
-    mean = service / (number - load) * (1 + float(np.var(station.behind.ratios))) / 2  # of those that wait
+    mean = service / (number - load) * (1 + float(np.var(station.behind.ratios))) / 2  # of requests that wait
     tail = max(0.0, mean * math.log(waits / (1 - q)))
     return tail + station.ready.mean(1, per_replica) + station.alone.mean(1, per_replica)

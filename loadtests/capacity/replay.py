@@ -1,7 +1,7 @@
-"""A trace against a plan: requests one by one, Serve's autoscaler, and what a new replica waits for.
+"""Simulates a trace with a plan: single requests, Serve's autoscaler, and the delays of new replicas and nodes.
 
-A replica starts where a node has room, else on one that must come first: Ray's autoscaler asks, the node boots, the
-image is pulled. One that stops ends what it began. Simulated, not run; autoscaler.py says what is Ray's own code.
+A replica starts on a node with room. Without one it waits for a new node: Ray's autoscaler asks for it, it boots, and
+it pulls the image. A replica that stops finishes its requests. autoscaler.py says which part is Ray's own code.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ import numpy as np
 from loadtests.capacity.autoscaler import Autoscaler
 from loadtests.capacity.queueing import Outcome, Replica, Replicas
 from loadtests.capacity.station import Array, Station
-from loadtests.slo import Objective
+from loadtests.load.slo import Objective
 
-CONTROL_S = 0.5  # Serve's controller decides every 0.1 s; its delays are seconds
+CONTROL_S = 0.5  # Serve's controller decides every 0.1 s, but its delays are seconds
 WINDOW_S = 60.0
 
 
 @dataclass(frozen=True)
 class Delays:
-    """Seconds until one more replica answers, see kuberay/README.md; those of nodes are for the cluster to measure."""
+    """Seconds until one more replica answers, see kuberay/OPERATIONS.md. Node times are not yet measured."""
 
     replica_s: float = 15.0  # import, weights, engine, golden set
-    ask_s: float = 5.0  # Ray's autoscaler looks
-    node_s: float = 60.0
-    image_s: float = 60.0
-    idle_s: float = 900.0  # until an empty node is gone: idleTimeoutSeconds and consolidateAfter
+    ask_s: float = 5.0  # until Ray's autoscaler asks for a node
+    node_s: float = 60.0  # until the node has booted
+    image_s: float = 60.0  # until it has pulled the image
+    idle_s: float = 900.0  # until an empty node is removed: idleTimeoutSeconds and consolidateAfter
 
 
 @dataclass(eq=False)
 class Node:
-    """So many replicas fit on it."""
+    """A node; `used` is its number of replicas. Times are seconds of the simulation."""
 
     ready: float
     used: int = 0
@@ -47,7 +47,7 @@ class Node:
 
 
 class Moment(NamedTuple):
-    """Of the control loop."""
+    """The state after one run of the control loop."""
 
     seconds: float
     wanted: int
@@ -57,7 +57,7 @@ class Moment(NamedTuple):
 
 @dataclass
 class Replayed:
-    """What would happen."""
+    """The result of a replay; `length` is in seconds."""
 
     outcome: Outcome
     moments: list[Moment]
@@ -65,7 +65,7 @@ class Replayed:
     length: float
 
     def windows(self, length: float = WINDOW_S) -> Iterator[tuple[float, int, int, float]]:
-        """(start, requests, refused, p95 in ms), of the requests that were sent in it."""
+        """Yields (start in s, requests, refused, p95 in ms) for the requests sent in each window."""
         order = np.argsort(self.outcome.sent)
         sent, latency = self.outcome.sent[order], self.outcome.latency[order]
         for start in np.arange(0, self.length, length).tolist():
@@ -75,7 +75,7 @@ class Replayed:
             yield start, int(last - first) + refused, refused, p95
 
     def breaches(self, objective: Objective, length: float = WINDOW_S) -> list[tuple[float, float, list[str]]]:
-        """(start, end, why) of the windows that miss the objective, neighbours together."""
+        """(start, end, reasons) of the windows that miss the objective; adjacent windows are merged."""
         found: list[tuple[float, float, list[str]]] = []
         for start, requests, refused, p95 in self.windows(length):
             if why := objective.breaches(requests, refused, p95):
@@ -89,7 +89,7 @@ class Replayed:
 
 @dataclass(eq=False)
 class Cluster:
-    """Replicas and the nodes under them, while the trace runs."""
+    """The replicas and nodes of a plan during a trace."""
 
     station: Station
     autoscaler: Autoscaler
@@ -115,7 +115,7 @@ class Cluster:
             self._up(*self._place())
 
     def run(self, arrivals: Array, length: float) -> Replayed:
-        """All of it."""
+        """Simulates all arrivals of a trace of `length` seconds."""
         every = {self._control: CONTROL_S, self._push: self.autoscaler.config.metrics_interval_s}
         every[self._record] = self.autoscaler.record_every_s
         for do, seconds in every.items():
@@ -130,7 +130,7 @@ class Cluster:
         self.replicas.at(self.replicas.now + seconds, self._repeat, do, seconds)
 
     def _record(self) -> None:
-        """As serve_app.scaling.Waits reports: the mean wait of what was answered since the last time."""
+        """Records the mean wait since the last record, as serve_app.graph.autoscaling.Waits reports it."""
         for replica in self.replicas.running:
             done, waited = self._seen.get(replica, (0, 0.0))
             images = replica.done - done
@@ -162,7 +162,7 @@ class Cluster:
         self.moments.append(Moment(now, wanted, len(running), len(self.nodes)))
 
     def _place(self) -> tuple[Replica, Node]:
-        """On the node that is ready first among those with room, else on a new one."""
+        """Takes a place on the node with room that is ready first, else on a new node."""
         now = self.replicas.now
         room = [node for node in self.nodes if node.used < self.per_node]
         if not room:
@@ -175,15 +175,15 @@ class Cluster:
         return Replica(), node
 
     def _start(self) -> None:
-        begun = self._place()
-        self._starting.append(begun)
-        moment = max(self.replicas.now, begun[1].ready) + self.delays.replica_s
-        self.replicas.at(moment, self._started, begun)
+        placed = self._place()
+        self._starting.append(placed)
+        moment = max(self.replicas.now, placed[1].ready) + self.delays.replica_s
+        self.replicas.at(moment, self._started, placed)
 
-    def _started(self, begun: tuple[Replica, Node]) -> None:
-        if begun in self._starting:  # else it is no longer wanted
-            self._starting.remove(begun)
-            self._up(*begun)
+    def _started(self, placed: tuple[Replica, Node]) -> None:
+        if placed in self._starting:  # else the autoscaler no longer wants it
+            self._starting.remove(placed)
+            self._up(*placed)
 
     def _up(self, replica: Replica, node: Node) -> None:
         self._names[replica], self._on[replica] = f"r{next(self._serial)}", node

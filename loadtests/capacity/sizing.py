@@ -1,7 +1,7 @@
-"""From a curve, a peak and an objective to a plan.
+"""Makes a plan from a curve, a peak and an objective.
 
-How many replicas suffice is simulated (queueing.py). The interval is a bootstrap over the curve's measurements, 5 % to
-95 %, and OFF more each way.
+A simulation finds the number of replicas (queueing.py). An interval is the 5 % to 95 % range of a bootstrap over the
+curve's measurements, widened by OFF on both sides.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from loadtests.capacity.station import Station
 from serve_app.settings import MAX_PREDICTIONS
 
 ZONES = 3
-DRAWS, REQUESTS = 20, 4000  # of the bootstrap; simulated at a time
-IDLE = 0.02  # of what a replica can do: nothing waits any more
-TRUSTED = 0.8  # of what a replica can do: up to there predictions were held against measurements, see RESULTS.md
-OFF = 0.15  # of a real engine's predictions held out, see RESULTS.md; a machine is that much slower at other times
+DRAWS, REQUESTS = 20, 4000  # bootstrap samples; requests of a simulation
+IDLE = 0.02  # utilisation at which nothing waits
+TRUSTED = 0.8  # highest utilisation at which predictions were compared with measurements, see RESULTS.md
+OFF = 0.15  # error of held-out predictions for a real engine, see RESULTS.md; a machine's speed varies as much
 METRICS_S = 2  # metrics_interval_s of the shipped overlay
 LEAST_LOOK_BACK_S, MOST_LOOK_BACK_S = 10, 60
 
@@ -37,18 +37,18 @@ def make(
     curve: Curve, peak_rps: float, p95_ms: float, *, availability: Availability = "node",
     instance: Instance | None = None, low_rps: float | None = None, seed: int = 0,
 ) -> Plan:  # fmt: skip
-    """The smallest that meets the objective at the upper end of the interval. Raises Unreachable."""
+    """The smallest plan that meets the objective at the upper end of the interval. Raises Unreachable."""
     rng = np.random.default_rng(seed)
     station = curve.station()
     drawn = [curve.station(rng) for _ in range(DRAWS)]
     per_node = curve.replicas
     needed, p95 = smallest(station, drawn, peak_rps, p95_ms=p95_ms, rng=rng, per_node=per_node)
     nodes = spare(math.ceil(needed / per_node), availability)
-    # Below the peak the autoscaler takes the others away; what is lost at night must be borne too.
+    # Below the peak the autoscaler removes replicas; at the quietest hour the same loss must be survived.
     quiet = min(low_rps or peak_rps / 4, peak_rps)
     low, _ = smallest(station, drawn, quiet, p95_ms=p95_ms, rng=rng, per_node=per_node)
     fewest_nodes = min(spare(math.ceil(low / per_node), availability), nodes)
-    fewest = low if availability == "none" else fewest_nodes * per_node  # each node has some, whichever is lost
+    fewest = low if availability == "none" else fewest_nodes * per_node  # every node has replicas: any may be lost
     spread = at(station, nodes * per_node, peak_rps, rng, nodes)
     edge = largest(station, needed, peak_rps, p95_ms=p95_ms, rng=rng, fronts=math.ceil(needed / per_node))
     target = round(peak_rps * float(np.mean(spread.latency)) / (nodes * per_node), 2)
@@ -66,16 +66,16 @@ def make(
 def smallest(
     station: Station, drawn: list[Station], rate: float, *, p95_ms: float, rng: np.random.Generator, per_node: int
 ) -> tuple[int, Interval]:
-    """Replicas that meet the objective, and their p95 in ms."""
+    """The fewest replicas that meet the objective, and their p95 in ms. Raises Unreachable."""
     idle = at(station, 1, IDLE * station.most, rng).percentile() * 1000
     if idle > p95_ms:
-        raise Unreachable(f"an idle replica has a p95 of {idle:.0f} ms, {p95_ms:.0f} ms are wanted: no number will do")
+        raise Unreachable(f"an idle replica has a p95 of {idle:.0f} ms: no number of replicas meets {p95_ms:.0f} ms")
 
     @functools.cache
     def p95(number: int) -> Interval:
         fronts = math.ceil(number / per_node)
         if (once := at(station, number, rate, rng, fronts).percentile() * 1000) > p95_ms:
-            return Interval(once, once, once)  # 20 draws would say no more
+            return Interval(once, once, once)  # missed already: no need for DRAWS samples
         return predicted(drawn, number, rate, rng, fronts)
 
     def met(number: int) -> bool:
@@ -86,13 +86,13 @@ def smallest(
         if rate / most < IDLE * station.most:
             raise Unreachable(f"{most} replicas, idle nearly all the time, still miss {p95_ms:.0f} ms")
         span *= 2
-    numbers = range(fewest + span // 2, fewest + span)  # the last one does, those below did not
+    numbers = range(fewest + span // 2, fewest + span)  # the last one meets the objective, those below the range do not
     number = numbers[bisect.bisect_left(numbers[:-1], True, key=met)]
     return number, p95(number)
 
 
 def predicted(drawn: list[Station], number: int, rate: float, rng: np.random.Generator, fronts: int) -> Interval:
-    """p95 in ms."""
+    """The p95 in ms with its interval."""
     each = [at(one, number, rate, rng, fronts).percentile() * 1000 for one in drawn]
     return interval(each, float(np.median(each)))
 
@@ -100,7 +100,7 @@ def predicted(drawn: list[Station], number: int, rate: float, rng: np.random.Gen
 def largest(
     station: Station, number: int, rate: float, *, p95_ms: float, rng: np.random.Generator, fronts: int
 ) -> Outcome:
-    """What happens at the largest load, `rate` at least, at which they still meet the objective."""
+    """The outcome at the largest arrival rate, `rate` or more, at which these replicas meet the objective."""
     low, high, found = rate, number * station.most, at(station, number, rate, rng, fronts)
     for _ in range(8):
         middle = (low + high) / 2
@@ -113,28 +113,28 @@ def largest(
 
 
 def interval(values: list[float], middle: float) -> Interval:
-    """Around an estimate: what chance did to the measurement, and what the model and the machine are off by."""
+    """The interval around an estimate: the bootstrap covers chance, OFF covers model and machine."""
     low, high = np.percentile(values, [5, 95]).tolist()
     return Interval(min(low, middle) * (1 - OFF), middle, max(high, middle) * (1 + OFF))
 
 
 def at(station: Station, number: int, rate: float, rng: np.random.Generator, fronts: int = 1) -> Outcome:
-    """REQUESTS Poisson arrivals."""
+    """Simulates REQUESTS Poisson arrivals at an arrival rate."""
     return simulate(station, number, trace.steady(rate, REQUESTS / rate).arrivals(rng), rng, fronts)
 
 
 def steady_look_back(ongoing: float, target: float) -> float:
-    """Seconds over which three sigma of the mean of `ongoing` requests are less than one replica's share.
+    """Seconds of look-back after which three sigma of the mean of `ongoing` requests are below one replica's target.
 
-    Each replica notes their number every METRICS_S, about Poisson. With a shorter time a replica is never taken away:
-    one moment in `downscale_delay_s` that calls for it keeps it.
+    A replica records its requests every METRICS_S; the number is about Poisson. With a shorter look-back no replica
+    is ever removed: one peak of the mean within `downscale_delay_s` keeps it.
     """
-    notes = math.ceil(9 * ongoing / target**2)
-    return float(min(max(notes * METRICS_S, LEAST_LOOK_BACK_S), MOST_LOOK_BACK_S))
+    records = math.ceil(9 * ongoing / target**2)
+    return float(min(max(records * METRICS_S, LEAST_LOOK_BACK_S), MOST_LOOK_BACK_S))
 
 
 def spare(nodes: int, availability: Availability) -> int:
-    """Nodes of which one, or those of one of ZONES zones, may be lost while the others carry the load."""
+    """How many nodes are needed if one, or those of one of ZONES zones, may be lost and `nodes` must remain."""
     if availability == "node":
         return nodes + 1
     if availability == "zone":

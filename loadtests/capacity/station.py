@@ -1,12 +1,15 @@
-"""One replica as a queue, calibrated from measured times.
+"""One replica as a queue with batch service, calibrated with measured times.
 
-A photo is made ready (decoded), waits for its batch, and goes through the engine. A batch b that finds the engine idle
-is through after F(b); one that does not, S(b) after the batch before it. So it ends at max(start + F, end before + S):
-Lindley's recursion with a delay in front. One that was alone gets on more slowly once a second one is formed beside it
-(`CONCURRENT_BATCHES`; processor sharing, Kleinrock 1967), by as much as was measured (`sharing`). F and S are lines in
-the size of the batch; where replicas share a GPU or cores, each photo a second slows them, so much that with the most
-photos they do what was measured then (curve.py). Around the lines they vary as was measured, one after the other: a
-machine is slow for a while, not for a batch.
+A photo is decoded (a delay), waits for a batch, and the engine serves the batch. A batch of b photos that finds the
+engine idle has the service time F(b). One that does not ends S(b) after the batch before it. So a batch ends at
+max(start + F, end of the one before + S): Lindley's recursion behind a delay.
+
+A replica has two servers, called lanes (`CONCURRENT_BATCHES`). They share the engine: a batch that was alone slows down
+once a second batch is in service (processor sharing, Kleinrock 1967). `sharing` measures by how much.
+
+F and S are lines in the batch size. Where replicas share a GPU or cores, both grow with the arrival rate; the slope is
+such that the largest rate is the measured one (curve.py). Around the lines, service times vary in the order in which
+they were measured, because a machine is slow for a while, not for one batch.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ Array = NDArray[np.float64]
 
 
 class Observed(NamedTuple):
-    """One batch: its size, the load in photos a second in a replica then, and its time in seconds."""
+    """One batch: its size, the arrival rate of the replica in photos/s, and its service time in seconds."""
 
     batch: float
     load: float
@@ -31,7 +34,7 @@ class Observed(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """One batch, and how long after it another was formed beside it."""
+    """One batch with its service time, and the seconds from its start until another batch was in service too."""
 
     batch: float
     load: float
@@ -39,13 +42,13 @@ class Joined(NamedTuple):
     seconds: float
 
     def without(self, shared: float) -> float:
-        """Its time if it had been alone."""
+        """The service time in seconds if it had been alone."""
         return (self.seconds + shared * self.after) / (1 + shared)
 
 
 @dataclass(frozen=True)
 class Line:
-    """`seconds = (at + each x batch) (1 + slowed x load)`, times one of the measured ratios, which are sorted."""
+    """A service time: (at + each x batch) (1 + slowed x load) seconds, times one of the measured ratios (sorted)."""
 
     at: float
     each: float
@@ -53,19 +56,19 @@ class Line:
     ratios: Array
 
     def mean(self, batch: float, load: float) -> float:
-        """In seconds."""
+        """The mean service time in seconds."""
         return (self.at + self.each * batch) * (1 + self.slowed * load)
 
     def at_rank(self, batch: float, load: float, rank: float) -> float:
-        """In seconds, of the `rank` x 100 % quickest."""
+        """The quantile `rank` (from 0 to below 1) of the service time, in seconds."""
         return self.mean(batch, load) * float(self.ratios[int(rank * len(self.ratios))])
 
 
 def fit(observed: Iterable[Observed], slowed: float = 0.0) -> Line:
-    """Least squares over the batch's size; a slope that would be negative is none.
+    """Fits a line over the batch size by least squares; a negative slope becomes 0.
 
-    `slowed` is the part by which one more photo a second slows it. It is told, not fitted: a machine is 10 % quicker or
-    slower from one minute to the next, and a slope from a few loads is made of that.
+    `slowed` is the share by which one more photo/s slows the service. It is given, not fitted: a machine is 10 % faster
+    or slower from one minute to the next, and that would dominate a slope from a few arrival rates.
     """
     rows = np.array(list(observed))
     batch, load, seconds = rows.T
@@ -79,9 +82,9 @@ def fit(observed: Iterable[Observed], slowed: float = 0.0) -> Line:
 
 
 def sharing(alone: Line, joined: Iterable[Joined]) -> float:
-    """By how much of what it still had to do batches took longer when another was beside them: 0 to 1.
+    """How much longer the rest of a batch takes once another one is in service: a share of that rest, 0 to 1.
 
-    Of those that were joined in their first half: later on there are only those that were slow already.
+    Uses only batches joined in the first half of their service; those joined later were slow already.
     """
     early = [(one.seconds, alone.mean(one.batch, 0), one.after) for one in joined]
     early = [one for one in early if one[2] < one[1] / 2]
@@ -91,21 +94,21 @@ def sharing(alone: Line, joined: Iterable[Joined]) -> float:
 
 @dataclass(frozen=True)
 class Station:
-    """One replica: how it forms batches, and the times of each step."""
+    """One replica as a queue: how it forms batches, and its service times."""
 
-    ready: Line  # until a photo can join a batch
+    ready: Line  # delay until a photo can join a batch
     alone: Line  # F
     behind: Line  # S
     max_batch: int = 1
-    wait_s: float = 0.0  # for a batch to fill
-    lanes: int = 2  # batches in work at a time
-    room: float = math.inf  # photos in it at a time; more are refused
+    wait_s: float = 0.0  # longest wait for a batch to fill
+    lanes: int = 2  # servers: batches in service at a time
+    room: float = math.inf  # photos in the replica; more are refused
     shared: float = 0.0  # see `sharing`
-    ranks: Sequence[Sequence[float]] = ()  # of successive batches, in runs
+    ranks: Sequence[Sequence[float]] = ()  # of successive batches, one list for each step
 
     @property
     def most(self) -> float:
-        """Photos a second when both lanes are always in use and each batch is full: rate = batch / S(batch, rate)."""
+        """The largest rate in photos/s: lanes always busy, batches full, so rate = batch / S(batch, rate)."""
         slowed = self.behind.slowed
         idle = self.max_batch / self.behind.mean(self.max_batch, 0.0)
         return (math.sqrt(1 + 4 * slowed * idle) - 1) / (2 * slowed) if slowed else idle

@@ -1,4 +1,4 @@
-"""How a curve is measured: Poisson arrivals, load by load, until the service no longer follows: the knee."""
+"""Measures a curve: Poisson arrivals at rising rates, until the service no longer keeps up (the knee)."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ import uvloop
 
 from loadtests.capacity import trace
 from loadtests.capacity.curve import QUIET, Curve, Step, follows
-from loadtests.capacity.services import Services
+from loadtests.capacity.service_times import Services
 from loadtests.clients import Asked, offer, others_seconds
-from loadtests.mix import Photo
+from loadtests.photo_mix import Photo
 from loadtests.service import Service, detector, shipped
-from serve_app import configuration
+from serve_app.ops import serve_config
 
-KEPT = 250  # numbers of one kind in one step: quantiles of more
+KEPT = 250  # largest number of values of a kind in a step; more become quantiles
 PACKAGES = ("ray", "openvino", "torch", "image-recognition")
-PEEK_S, PATIENCE = 2.0, 15  # a quiet moment is looked for so long, so often
+PEEK_S, PATIENCE = 2.0, 15  # looks for a quiet moment in windows of so many seconds, so many times
 CORES = os.cpu_count() or 1
 
 
 def measure(
     content: dict[str, Any], service: Service, photos: list[Photo], *, seconds: float, rounds: int, seed: int = 0
 ) -> Curve:
-    """Raises the load until the service no longer follows; then the same loads again, against a noisy machine."""
+    """Raises the rate until the service no longer keeps up. Repeats all rates, because the machine is noisy."""
     rng = np.random.default_rng(seed)
     replicas = int(detector(content).get("num_replicas") or 1)
     warm = uvloop.run(offer(service.url, photos, np.arange(20) * 0.5))
@@ -43,7 +43,7 @@ def measure(
     rate = 0.25 * replicas / alone
     while not steps or follows(steps[-1]):
         steps.append(step(service, photos, round(rate, 2), seconds, rng))
-        rate *= 1.5 if len(steps) < 4 else 1.25  # coarse where nothing happens, fine towards the knee
+        rate *= 1.5 if len(steps) < 4 else 1.25  # coarse at low rates, fine near the knee
     steps += [step(service, photos, one.offered, seconds, rng) for one in steps * (rounds - 1)]
     user_config = detector(content)["user_config"]
     return Curve(
@@ -60,17 +60,17 @@ def measure(
 
 
 def fixed(difference: str, replicas: int) -> dict[str, Any]:
-    """The shipped configuration with YAML laid over it, on a free port, and so many replicas without an autoscaler."""
+    """The shipped configuration with `difference` (YAML) merged over it, with so many replicas and no autoscaler."""
     content = shipped(difference)
-    door = detector(content)
-    door.pop("autoscaling_config", None)
-    door["num_replicas"] = replicas
-    configuration.check(content)
+    deployment = detector(content)
+    deployment.pop("autoscaling_config", None)
+    deployment["num_replicas"] = replicas
+    serve_config.check(content)
     return content
 
 
 class Offered(NamedTuple):
-    """What came of Poisson arrivals, and the part of the machine that others had."""
+    """A run of Poisson arrivals, and the share of the machine that other processes used."""
 
     rate: float
     arrivals: trace.Times
@@ -79,7 +79,7 @@ class Offered(NamedTuple):
 
 
 def offered(service: Service, photos: list[Photo], rate: float, seconds: float, rng: np.random.Generator) -> Offered:
-    """Waits for a moment in which nothing else works on this machine, but not for ever."""
+    """Sends Poisson arrivals, after a wait of up to PATIENCE x PEEK_S for a moment when nothing else runs here."""
     for _ in range(PATIENCE):
         before = others_seconds(service.pid)
         time.sleep(PEEK_S)
@@ -93,18 +93,18 @@ def offered(service: Service, photos: list[Photo], rate: float, seconds: float, 
 
 
 def step(service: Service, photos: list[Photo], rate: float, seconds: float, rng: np.random.Generator) -> Step:
-    """One load, as a line and as a record."""
+    """Measures one rate; prints it as a line and returns it as a record. Raises ValueError."""
     found = step_of(offered(service, photos, rate, seconds, rng), seconds)
     print(
         f"{rate:8.2f} requests/s: {found.answered:8.2f} answered, p50 {found.p50_ms:7.1f}  p95 {found.p95_ms:7.1f} ms, "
-        f"refused {found.refused}, failed {found.failed}, others took {found.others:.0%} of the machine",
+        f"refused {found.refused}, failed {found.failed}, other processes used {found.others:.0%} of the machine",
         flush=True,
     )
     return found
 
 
 def step_of(run: Offered, seconds: float) -> Step:
-    """Rates, percentiles, and what `Server-Timing` and the order of the answers tell of F and S."""
+    """The record of a run: rates, percentiles, service times. Raises ValueError when nothing was answered."""
     asked = run.asked
     good = sorted((one for one in asked if one.status == httpx.codes.OK), key=lambda one: one.done)
     if not good:
@@ -127,29 +127,29 @@ def step_of(run: Offered, seconds: float) -> Step:
 
 
 def fewer(values: list[float]) -> list[float]:
-    """KEPT quantiles of more values than that."""
+    """The values, sorted and rounded; of more than KEPT, KEPT quantiles."""
     kept = values if len(values) <= KEPT else np.quantile(values, (np.arange(KEPT) + 0.5) / KEPT).tolist()
     return [round(value, 1) for value in sorted(kept)]
 
 
 def hardware() -> dict[str, str | int | float]:
-    """Of this machine."""
+    """The CPU, cores, memory in GB, and GPU of this machine."""
     cores = Path("/proc/cpuinfo")
     lines = cores.read_text().splitlines() if cores.exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     found: dict[str, str | int | float] = {"cpu": cpu, "cores": CORES}
     found["memory_gb"] = round(psutil.virtual_memory().total / 1e9, 1)
     if smi := shutil.which("nvidia-smi"):
-        typed = [smi, "--query-gpu=name", "--format=csv,noheader"]
-        names = subprocess.run(typed, capture_output=True, text=True, check=False).stdout.split("\n")
+        command = [smi, "--query-gpu=name", "--format=csv,noheader"]
+        names = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")
         found |= {"gpu": names[0]} if names[0] else {}
     return found
 
 
 def engine(url: str, content: dict[str, Any]) -> dict[str, str]:
-    """What the service says of its weights, and what they run on."""
+    """The weights and device that the service reports, and its engine settings. Raises httpx.HTTPError."""
     model = httpx.get(f"{url}/v1/models", timeout=60, trust_env=False).raise_for_status().json()["models"][0]
     application = content["applications"][0]
-    asked = {key: str(application["args"].get(key, "auto")) for key in ("engine", "precision")}
-    told = {key: str(model[key]) for key in ("name", "sha256", "device", "image_size")}
-    return asked | told | {"import_path": application["import_path"]}
+    settings = {key: str(application["args"].get(key, "auto")) for key in ("engine", "precision")}
+    reported = {key: str(model[key]) for key in ("name", "sha256", "device", "image_size")}
+    return settings | reported | {"import_path": application["import_path"]}

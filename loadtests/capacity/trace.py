@@ -1,4 +1,4 @@
-"""Requests over time: generated waves and crowds, or a CSV of real ones; and Poisson arrivals that follow them."""
+"""Arrival rates over time: a generated day or flash crowd, or a CSV of real ones; and Poisson arrivals from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtests.shapes import SHAPES
+from loadtests.load.shapes import SHAPES
 
 DAY_S = 86_400.0
 FIELDS = ("seconds", "requests_per_s")
@@ -18,7 +18,7 @@ Times = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Trace:
-    """From each moment, in seconds, until the next so many requests a second on average; the last is the end."""
+    """Arrival rates (requests/s), each from its moment (seconds) to the next; the last moment is the end."""
 
     seconds: tuple[float, ...]
     rates: tuple[float, ...]
@@ -26,37 +26,37 @@ class Trace:
     def __post_init__(self) -> None:
         steps = np.diff(self.seconds)
         if len(self.seconds) != len(self.rates) + 1 or not len(self.rates) or (steps <= 0).any() or min(self.rates) < 0:
-            raise ValueError("a trace is moments in rising order, each but the last with a rate of 0 or more")
+            raise ValueError("a trace needs moments in rising order, each but the last with a rate of 0 or more")
 
     @property
     def length(self) -> float:
-        """In seconds."""
+        """The length in seconds."""
         return self.seconds[-1] - self.seconds[0]
 
     def arrivals(self, rng: np.random.Generator) -> Times:
-        """A Poisson process with these rates: sorted moments from 0 on, in seconds."""
+        """A Poisson process with these rates: sorted times in seconds, from 0 on."""
         starts, steps = np.array(self.seconds[:-1]) - self.seconds[0], np.diff(self.seconds)
         counts = rng.poisson(np.array(self.rates) * steps)
         return np.sort(np.repeat(starts, counts) + rng.random(counts.sum()) * np.repeat(steps, counts))
 
     def rate_at(self, moments: Times) -> Times:
-        """The rate at each moment."""
+        """The rate at each moment, in seconds from the start."""
         index = np.searchsorted(self.seconds, moments + self.seconds[0], side="right") - 1
         return np.array(self.rates)[np.clip(index, 0, len(self.rates) - 1)]
 
 
 def steady(rate: float, seconds: float) -> Trace:
-    """One rate all the time."""
+    """A constant rate."""
     return Trace((0.0, seconds), (rate,))
 
 
 def daily(peak: float, length: float = DAY_S) -> Trace:
-    """A day from midnight to midnight: the shape `daily`, its highest hour at `peak`."""
+    """A day from midnight to midnight: the shape `daily` with `peak` at its busiest hour."""
     return shaped("daily", peak, length)
 
 
 def flash_crowd(peak: float, length: float = DAY_S) -> Trace:
-    """The same day at half the height, and at noon three minutes at `peak` without a warning."""
+    """The same day at half the rate; at noon the rate jumps to `peak` for three minutes."""
     day = daily(peak / 2, length)
     noon, until = length / 2, length / 2 + min(180.0, length / 24)
     rows = dict(zip(day.seconds, (*day.rates, 0.0), strict=True))
@@ -87,7 +87,7 @@ def read(path: Path) -> Trace:
 
 
 def write(trace: Trace, path: Path) -> None:
-    """What `read` reads."""
+    """Writes a trace as a CSV for `read`. Raises OSError."""
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(FIELDS)

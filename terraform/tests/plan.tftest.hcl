@@ -1,5 +1,5 @@
 # What no AWS API emulator knows, with a provider that makes its answers up: EKS Auto Mode, access entries, pod identity,
-# Redis. Everything else is really applied, see tests/test_terraform.py.
+# Redis. Everything else is really applied, see tests/terraform/test_terraform.py.
 mock_provider "aws" {
   mock_data "aws_availability_zones" {
     defaults = { names = ["eu-central-1a", "eu-central-1b", "eu-central-1c"] }

@@ -1,0 +1,1 @@
+"""Benchmarks of speed and accuracy: the engine, the service around it, decoding, batch settings, COCO accuracy."""

@@ -1,0 +1,93 @@
+"""The payloads that stages pass on. Each stage adds its own time, because the ingress awaits only the last stage.
+
+Frozen dataclasses of arrays, numbers and the letterbox, which travel between processes. Must not know Ray or HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve_app.settings import PredictOptions
+from serve_app.vision import boxes, image
+from serve_app.weights.identity import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """From Preprocessor to Detector: the network input, and how to undo its letterbox."""
+
+    input_hwc: NDArray[np.uint8]  # RGB (S, S, 3)
+    letterbox: image.Letterbox
+    options: PredictOptions
+    photo: bytes | None  # the encoded original, only if boxes are to be drawn on it
+    preprocess_s: float
+    expires_at: float  # the deadline, in seconds since 1970
+
+
+@dataclass(frozen=True, slots=True)
+class Detected:
+    """From Detector to Postprocessor: candidates in pixels of the network input, best first, and their weights."""
+
+    candidates: boxes.Detections
+    letterbox: image.Letterbox
+    options: PredictOptions
+    photo: bytes | None  # as in Prepared
+    weights: Weights
+    preprocess_s: float
+    queue_s: float
+    inference_s: float  # of the whole batch
+    batch_size: int
+    replica: str  # Serve's id of the Detector replica that ran the batch
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Refused weights."""
+
+    uri: str
+    reason: str  # stable, for programs
+    detail: str  # for people
+    at: str  # ISO 8601, UTC
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What one Detector replica serves, has loaded and has refused."""
+
+    weights: Weights
+    device: str  # `cpu` or `cuda`
+    image_size: int  # side of the network input, in pixels
+    uri: str
+    previous: Weights | None
+    loading: str | None  # the address of weights that are being loaded
+    refused: tuple[Refusal, ...]  # newest last
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """From Postprocessor to ingress: detections in pixels of the upright photo, best first."""
+
+    detections: boxes.Detections
+    shape: tuple[int, int]  # height, width of the upright photo
+    drawn: bytes | None  # the photo with its boxes as a JPEG, if requested
+    weights: Weights
+    preprocess_s: float
+    queue_s: float
+    inference_s: float
+    postprocess_s: float
+    batch_size: int
+    replica: str
+
+
+def slowest_ms(finished: Sequence[Finished]) -> dict[str, float]:
+    """The longest time that an image spent in each stage, in milliseconds."""
+    return {
+        "preprocess": max(f.preprocess_s for f in finished) * 1000,
+        "queue": max(f.queue_s for f in finished) * 1000,
+        "detect": max(f.inference_s for f in finished) * 1000,
+        "postprocess": max(f.postprocess_s for f in finished) * 1000,
+    }

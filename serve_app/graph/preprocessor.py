@@ -1,0 +1,56 @@
+"""The first stage, Preprocessor: encoded photo in, network input out.
+
+Decoding and letterboxing are in `vision/image.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from serve_app import deadline, metrics, tracing
+from serve_app.errors import ImageTooComplex
+from serve_app.graph.payloads import Prepared
+from serve_app.graph.stage import Stage
+from serve_app.settings import AppSettings, PredictOptions
+from serve_app.vision import image
+
+
+class Preprocessor(Stage):
+    """Turns encoded photos into network inputs. Refuses bad images before they can share a batch with good ones."""
+
+    def __init__(self, settings: AppSettings, size: int) -> None:
+        self._settings, self._size = settings, size
+        self._threads = asyncio.Semaphore(settings.decode_threads)
+        self._seconds = metrics.stage_seconds()
+
+    async def __call__(self, data: bytes, options: PredictOptions, expires_at: float) -> Prepared:
+        """Decodes and letterboxes one photo. `expires_at` is in seconds since 1970.
+
+        Raises UnsupportedFormat, ImageTooLarge, ImageTooComplex, CorruptImage or Timeout.
+        """
+        await self._threads.acquire()
+        job = asyncio.get_running_loop().run_in_executor(None, self._prepare, data, options, expires_at)
+        job.add_done_callback(self._release)
+        try:
+            # A thread inside a decoder cannot be stopped: it holds its slot to the end, but the client is answered now.
+            prepared = await asyncio.wait_for(asyncio.shield(job), self._settings.decode_timeout_s)
+        except TimeoutError:
+            limit = self._settings.decode_timeout_s
+            raise ImageTooComplex(f"decoding takes more than the limit of {limit:g} s: send a smaller image") from None
+        tracing.add_span("preprocess", prepared.preprocess_s)
+        return prepared
+
+    def _release(self, job: asyncio.Future[Prepared]) -> None:
+        self._threads.release()
+        job.cancelled() or job.exception()  # asyncio logs an exception that is never retrieved
+
+    def _prepare(self, data: bytes, options: PredictOptions, expires_at: float) -> Prepared:
+        deadline.check(expires_at)
+        started = time.perf_counter()
+        limits = self._settings.max_image_pixels, self._settings.max_image_frames
+        input_hwc, letterbox = image.prepare(data, self._size, *limits)
+        elapsed = time.perf_counter() - started
+        self._seconds.observe(elapsed, {"stage": "preprocess"})
+        photo = data if options.format == "image" else None
+        return Prepared(input_hwc, letterbox, options, photo, elapsed, expires_at)

@@ -1,0 +1,106 @@
+"""The weights holder: an actor that keeps weights from S3 in Ray's object store.
+
+It makes one download per cluster and one copy per node. It is a detached, named actor instead of one of Serve's
+`deployment_actors`, for three reasons. It exists only where weights come from S3. It outlives a redeploy, which would
+download again. After its death the next caller starts it at once, without waiting for the controller's next health
+check. Its state is a cache: disk or S3 has all of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+
+from serve_app import __version__
+from serve_app.errors import UnreachableStore
+from serve_app.settings import AppSettings
+from serve_app.weights import loader
+from serve_app.weights.address import SCHEME
+from serve_app.weights.identity import Pinned
+
+logger = logging.getLogger("ray.serve")
+NAMESPACE, NAME = "serve", f"weights-holder-{__version__}"  # another release's holder may differ
+KEPT = 3  # objects: the previous, the live and the next weights
+TRIES, PAUSE_S = 3, 0.5  # the pause, because Ray keeps a dead actor's name for a moment
+
+
+class WeightsHolder:
+    """Resolves each address once, and keeps the newest KEPT (3) weights in the object store."""
+
+    def __init__(self) -> None:
+        self._pinned: dict[str, Pinned] = {}  # an address without a version must mean the same to all replicas
+        self._held: dict[str, Any] = {}  # sha256 → reference
+        self._last_live: str | None = None
+
+    def fetch(self, uri: str, settings: AppSettings, anew: bool) -> tuple[Pinned, list[Any]]:
+        """Returns the pinned identity and a reference to the bytes; `anew` replaces an object that was lost.
+
+        The reference is in a list, because Ray would replace a bare one by the bytes. Raises WeightsError.
+        """
+        pinned = self._pinned.get(uri) or loader.pin(uri, settings)
+        if anew or pinned.sha256 not in self._held:
+            content = np.frombuffer(loader.content(pinned, settings), np.uint8)
+            self._held.pop(pinned.sha256, None)
+            self._held[pinned.sha256] = ray.put(content)  # readers map an array, but would copy bytes
+        self._pinned[uri] = self._pinned[pinned.uri] = pinned
+        for old in list(self._held)[:-KEPT]:
+            del self._held[old]
+        return pinned, [self._held[pinned.sha256]]
+
+    def record_live(self, uri: str) -> None:
+        """Remembers the weights that a replica made live last."""
+        self._last_live = uri
+
+    def last_live(self) -> str | None:
+        """What a new replica serves if its configured weights are refused."""
+        return self._last_live
+
+
+def actor() -> Any:  # noqa: ANN401 - Ray has no type for an actor with options
+    """The holder; starts it if necessary. It books no CPU, because it works only while weights change."""
+    return (
+        ray.remote(WeightsHolder)
+        .options(name=NAME, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0)
+        .remote()
+    )
+
+
+def fetch(uri: str, settings: AppSettings) -> loader.Content:
+    """The pinned identity and its bytes, from a local file, or mapped from the holder's object. Raises WeightsError.
+
+    If the holder dies, or its object is lost with it, tries again, at most TRIES (3) times in all.
+    """
+    if not uri.startswith(SCHEME):
+        return loader.fetch(uri, settings)
+    lost = False
+    for _ in range(TRIES):
+        try:
+            pinned, (reference,) = ray.get(actor().fetch.remote(uri, settings, lost))
+            return pinned, memoryview(ray.get(reference))
+        except RayTaskError as error:
+            raise error.cause from error  # the WeightsError that the holder raised
+        except (RayActorError, ObjectLostError) as error:
+            lost = True
+            logger.warning("the weights holder or its object is lost, trying again: %s", error)
+            time.sleep(PAUSE_S)
+    raise UnreachableStore(f"{uri}: the weights holder died {TRIES} times in a row: deploy again")
+
+
+def record_live(uri: str) -> None:
+    """Tells the holder which weights are live. Does nothing for local files, which need no holder."""
+    if uri.startswith(SCHEME):
+        actor().record_live.remote(uri)
+
+
+def last_live() -> str | None:
+    """The last weights from S3 that any replica made live; None if the holder knows none, or has died."""
+    try:
+        uri: str | None = ray.get(actor().last_live.remote())
+    except RayActorError:
+        return None
+    return uri

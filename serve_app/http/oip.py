@@ -1,0 +1,153 @@
+"""The Open Inference Protocol v2 of KServe and Triton. Requests take the same path as those of `/v1/predict`.
+
+In: one BYTES tensor `image` of N encoded images, as base64 in JSON or unencoded in the binary extension; options are in
+`parameters`. Out: one row for each box; `image_index` is the image that it belongs to.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+
+from serve_app import __version__, deadline
+from serve_app.errors import MalformedRequest, NotFound, PayloadTooLarge
+from serve_app.graph.payloads import Finished
+from serve_app.http import upload
+from serve_app.http.predict import all_of, recognise
+from serve_app.http.recogniser import Recogniser
+from serve_app.http.schemas import rows
+from serve_app.settings import AppSettings, PredictOptions
+
+INPUT = {"name": "image", "datatype": "BYTES", "shape": [-1]}
+OUTPUTS = [
+    {"name": "image_index", "datatype": "INT64", "shape": [-1]},
+    {"name": "boxes", "datatype": "FP32", "shape": [-1, 4]},
+    {"name": "scores", "datatype": "FP32", "shape": [-1]},
+    {"name": "class_ids", "datatype": "INT64", "shape": [-1]},
+    {"name": "class_names", "datatype": "BYTES", "shape": [-1]},
+]
+BINARY = "inference-header-content-length"
+PROTOCOL_PARAMETERS = ("binary_data_output",)  # ignored: outputs are always JSON, which the protocol allows
+
+
+def router(service: Recogniser) -> APIRouter:
+    """The routes around a service; `{model}` is the name of the live weights."""
+    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+
+    async def live_model(model: str, version: str | None = None) -> tuple[str, str]:
+        """Returns name and version (the sha256) of the live weights. Raises NotFound for any other."""
+        weights = (await service.serving()).weights
+        if model != weights.name or version not in (None, weights.sha256):
+            raise NotFound(f"no such model: the live one is {weights.name}, version {weights.sha256}")
+        return weights.name, weights.sha256
+
+    @routes.get("/models/{model}")
+    @routes.get("/models/{model}/versions/{version}")
+    async def metadata(model: str, version: str | None = None) -> dict[str, Any]:
+        name, sha256 = await live_model(model, version)
+        return {"name": name, "versions": [sha256], "platform": "pytorch", "inputs": [INPUT], "outputs": OUTPUTS}
+
+    @routes.get("/models/{model}/ready")
+    @routes.get("/models/{model}/versions/{version}/ready")
+    async def model_ready(model: str, version: str | None = None) -> dict[str, Any]:
+        name, _ = await live_model(model, version)
+        return {"name": name, "ready": True}
+
+    @routes.post("/models/{model}/infer")
+    @routes.post("/models/{model}/versions/{version}/infer")
+    async def infer(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
+        async with deadline.until(request.headers.get(deadline.HEADER), service.settings.timeout_s) as expires_at:
+            await live_model(model, version)
+            body = await upload.read_body(request, service.settings)
+            header, images = parse(body, request.headers.get(BINARY), service.settings)
+            given = {k: v for k, v in header.get("parameters", {}).items() if k not in PROTOCOL_PARAMETERS}
+            options = upload.parse_options(given)
+            done = await recognise(service, request, upload.Upload(images, options), expires_at)
+        return {"id": header.get("id", "")} | answer(all_of(done), options)
+
+    return routes
+
+
+def probes(service: Recogniser) -> APIRouter:
+    """The routes that a platform calls without an API key."""
+    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+
+    @routes.get("")
+    async def server() -> dict[str, Any]:
+        return {"name": "image-recognition", "version": __version__, "extensions": ["binary_tensor_data"]}
+
+    @routes.get("/health/live")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @routes.get("/health/ready")
+    async def ready() -> dict[str, bool]:
+        await service.ready()
+        return {"ready": True}
+
+    return routes
+
+
+def parse(body: bytes, header_length: str | None, settings: AppSettings) -> tuple[dict[str, Any], list[bytes]]:
+    """Returns the request's JSON part and its images. Raises MalformedRequest or PayloadTooLarge."""
+    end = int(header_length) if header_length and header_length.isdigit() else len(body)
+    try:
+        header: Any = upload.load_json(body[:end])
+        (tensor,) = header["inputs"]
+        size = tensor.get("parameters", {}).get("binary_data_size")
+        data = [] if size else tensor["data"]
+        parameters_fit = isinstance(header.get("parameters", {}), dict)
+        if tensor["datatype"] != "BYTES" or not isinstance(data, list) or not parameters_fit:
+            raise MalformedRequest("`image` must be a BYTES tensor with a list as `data`, `parameters` an object")
+        images = split(body[end:], size) if size else [upload.from_base64(text) for text in flat(data)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MalformedRequest("the body must be an inference request with one BYTES tensor of images") from error
+    if not images:
+        raise MalformedRequest("the tensor `image` holds no image: send at least one")
+    if len(images) > settings.max_images:
+        raise PayloadTooLarge(f"the request has {len(images)} images, the limit is {settings.max_images}")
+    return header, images
+
+
+def flat(data: list[Any]) -> list[str]:
+    """The strings of a list, which may be nested. Raises TypeError for anything else."""
+    found: list[str] = []
+    for item in data:
+        found += flat(item) if isinstance(item, list) else [item]
+    if not all(isinstance(item, str) for item in found):
+        raise TypeError("the elements of a BYTES tensor must be strings in JSON")
+    return found
+
+
+def split(data: bytes, size: int) -> list[bytes]:
+    """Splits a binary BYTES tensor. An element is a little-endian uint32 length and its bytes. Raises ValueError."""
+    if not isinstance(size, int) or len(data) != size:
+        raise ValueError("the binary part does not have `binary_data_size` bytes")
+    parts, at = [], 0
+    while at < size:
+        if at + 4 > size:
+            raise ValueError("the binary part ends before an element's length")
+        (length,) = struct.unpack_from("<I", data, at)
+        at += 4 + length
+        if at > size:
+            raise ValueError("an element is longer than the binary part")
+        parts.append(data[at - length : at])
+    return parts
+
+
+def answer(done: list[Finished], options: PredictOptions) -> dict[str, Any]:
+    """The model and the output tensors of the response."""
+    table = [(i, *row) for i, one in enumerate(done) for row in rows(one, options)]
+    names = done[0].weights.class_names
+    columns: list[tuple[list[Any], list[int]]] = [
+        ([i for i, *_ in table], [len(table)]),
+        (np.array([list(box.values()) for _, box, *_ in table]).ravel().tolist(), [len(table), 4]),
+        ([score for *_, score, _ in table], [len(table)]),
+        ([k for *_, k in table], [len(table)]),
+        ([names[k] for *_, k in table], [len(table)]),
+    ]
+    outputs = [o | {"shape": shape, "data": data} for o, (data, shape) in zip(OUTPUTS, columns, strict=True)]
+    return {"model_name": done[0].weights.name, "model_version": done[0].weights.sha256, "outputs": outputs}

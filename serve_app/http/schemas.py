@@ -1,0 +1,186 @@
+"""The JSON of responses: predictions in the shape of the Ultralytics Platform, errors as RFC 9457 problems.
+
+Must not import Ray: `ops/ray_environment.py` needs `Problem` before Ray is imported.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve_app.errors import AppError
+from serve_app.settings import PredictOptions
+
+if TYPE_CHECKING:
+    from serve_app.graph.payloads import Finished, Serving
+    from serve_app.weights.identity import Weights
+
+
+class Box(BaseModel):
+    """Corners in pixels of the upright original, origin at its top left; with `normalize` as fractions of its size."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+class Result(BaseModel):
+    """One detected object."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    class_id: int = Field(alias="class", examples=[5])
+    name: str = Field(examples=["bus"])
+    confidence: float = Field(examples=[0.87])
+    box: Box
+
+
+class Speed(BaseModel):
+    """Milliseconds in each stage; `inference` is the time of the whole batch."""
+
+    preprocess: float
+    inference: float
+    postprocess: float
+
+
+class ImageError(BaseModel):
+    """Why one of several images failed; `status` and `code` are those of a problem document."""
+
+    status: int
+    code: str
+    detail: str
+
+
+class ImageAnswer(BaseModel):
+    """The objects of one image, highest confidence first, or only its `error`."""
+
+    shape: tuple[int, int] | None = Field(
+        None, description="height, width of the upright original", examples=[(1080, 810)]
+    )
+    results: list[Result] = []
+    speed: Speed | None = None
+    batch_size: int | None = Field(None, description="images that shared the forward pass")
+    queue_ms: float | None = Field(None, description="milliseconds in the Detector before its batch started")
+    error: ImageError | None = None
+
+    @classmethod
+    def of(cls, done: Finished, options: PredictOptions) -> ImageAnswer:
+        """Rounds confidence to 0.00001, times to 0.01 ms, and corners as requested."""
+        names = done.weights.class_names
+        results = [
+            Result.model_construct(class_id=k, name=names[k], confidence=score, box=Box.model_validate(box))
+            for box, score, k in rows(done, options)
+        ]
+        preprocess, inference, postprocess, queue = (
+            round(s * 1000, 2) for s in (done.preprocess_s, done.inference_s, done.postprocess_s, done.queue_s)
+        )
+        speed = Speed(preprocess=preprocess, inference=inference, postprocess=postprocess)
+        return cls(shape=done.shape, results=results, speed=speed, batch_size=done.batch_size, queue_ms=queue)
+
+    @classmethod
+    def failed(cls, error: AppError) -> ImageAnswer:
+        """The entry of an image that failed."""
+        return cls(error=ImageError(status=error.status, code=error.code, detail=str(error)))
+
+
+def rows(done: Finished, options: PredictOptions) -> list[tuple[dict[str, float], float, int]]:
+    """Each box as (corners x1 y1 x2 y2, confidence, class id), rounded; corners in pixels or fractions."""
+    corners = done.detections.xyxy.astype(float)  # a float32 rounded to 31.04 would print as 31.040000915527344
+    if options.normalize:
+        height, width = done.shape
+        corners = corners / (width, height, width, height)
+    boxes = (dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)) for box in corners.round(options.digits).tolist())
+    scores = done.detections.confidence.astype(float).round(5).tolist()
+    return list(zip(boxes, scores, done.detections.class_id.tolist(), strict=True))
+
+
+class ModelCard(BaseModel):
+    """The weights that answered."""
+
+    name: str = Field(examples=["yolov8n"])
+    sha256: str
+    bundled: bool = Field(description="true for the project's own default model")
+    version: str | None = Field(None, description="S3 VersionId")
+
+    @classmethod
+    def of(cls, weights: Weights) -> ModelCard:
+        """The public part of the weights' identity."""
+        return cls(name=weights.name, sha256=weights.sha256, bundled=weights.bundled, version=weights.version)
+
+
+class Metadata(BaseModel):
+    """Facts about the whole request."""
+
+    request_id: str
+    model: ModelCard
+    image_count: int
+
+
+class PredictAnswer(BaseModel):
+    """The response of `POST /v1/predict`: `images` in the order in which they were sent."""
+
+    images: list[ImageAnswer]
+    metadata: Metadata
+
+
+class ServedModel(ModelCard):
+    """The live weights of a Detector replica, and its previous, loading and refused ones."""
+
+    uri: str = Field(description="their pinned address")
+    classes: dict[int, str]
+    image_size: int = Field(description="side of the network input, in pixels")
+    device: str = Field(description="`cpu` or `cuda`")
+    previous: ModelCard | None = Field(None, description="still loaded, so that going back to them takes no time")
+    loading: str | None = Field(None, description="address of weights that are being loaded and tested")
+    refused: list[RefusedWeights] = Field([], description="the last weights that were refused, newest last")
+
+    @classmethod
+    def at(cls, live: Serving) -> ServedModel:
+        """Everything that a Detector replica reports."""
+        card = ModelCard.of(live.weights).model_dump()
+        previous = ModelCard.of(live.previous) if live.previous else None
+        return cls(
+            **card,
+            uri=live.uri,
+            classes=dict(enumerate(live.weights.class_names)),
+            image_size=live.image_size,
+            device=live.device,
+            previous=previous,
+            loading=live.loading,
+            refused=[RefusedWeights.model_validate(r, from_attributes=True) for r in live.refused],
+        )
+
+
+class RefusedWeights(BaseModel):
+    """Weights that were refused."""
+
+    uri: str
+    reason: str = Field(description="stable, for programs", examples=["golden"])
+    detail: str
+    at: str = Field(description="when, in UTC (ISO 8601)")
+
+
+class ModelsAnswer(BaseModel):
+    """The response of `GET /v1/models`."""
+
+    models: list[ServedModel]
+
+
+class Health(BaseModel):
+    """The response of the probes."""
+
+    status: str
+    model: ModelCard | None = None
+
+
+class Problem(BaseModel):
+    """The body of every response that is not 2xx: `application/problem+json` (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str = Field(examples=["Bad Request"])
+    status: int = Field(examples=[400])
+    code: str = Field(description="stable, for programs", examples=["corrupt_image"])
+    detail: str = Field(description="for people", examples=["the image is empty, damaged or cut off"])
+    request_id: str

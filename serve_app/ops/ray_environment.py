@@ -1,0 +1,141 @@
+"""Ray's environment variables, the same for every process of the service. Set them before importing Ray.
+
+The Kubernetes manifests use VARIABLES. `python -m serve_app serve` uses `local`, which adds ports and paths, so several
+services can run on one machine.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import sys
+from http import HTTPStatus
+from pathlib import Path
+
+from serve_app.http.schemas import Problem
+from serve_app.settings import MAX_PREDICTIONS, REQUEST_ID
+
+
+def problem(status: int, code: str) -> str:
+    """The JSON body of an error that HAProxy itself answers. It has the shape of all other errors (`Problem`)."""
+    title = HTTPStatus(status).phrase
+    return Problem(title=title, status=status, code=code, detail=title, request_id="").model_dump_json()
+
+
+# Ports that Ray opens at fixed numbers and shares (SO_REUSEPORT) with any other process that opens them.
+PORTS = (
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",  # Serve's own proxy, which HAProxy uses while no replica is up
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+)
+# Largest request that HAProxy can retry when its replica dies. With 4 MB, for phone photos, HAProxy takes 2 ms for a
+# request instead of 0.6 ms, and a refusal under overload takes 2.6 s instead of 0.05 s (loadtests/RESULTS.md).
+REPLAYED_BYTES = 1_000_000
+BLOCK = 20  # ports of one service: the four of PORTS, the rest for its ingress replicas
+RESERVED: list[socket.socket] = []  # UDP sockets that reserve the blocks of this process, see `free_block`
+# HAProxy settings for which Ray's configuration template has no variable. Ray copies the value of BALANCE_ALGORITHM to
+# the end of the section `defaults`, so these lines follow it there. `http-buffer-request`: HAProxy can only retry a
+# request that it has received completely. `maxconn`: a replica gets at most 256 requests at a time; REFUSALS limits the
+# predictions among them.
+DEFAULTS = f"""\
+    option http-buffer-request
+    timeout http-request 20s
+    default-server maxconn 256
+    timeout queue 500ms
+    http-error status 408 content-type application/problem+json string '{problem(408, "upload_too_slow")}'
+    http-error status 503 content-type application/problem+json string '{problem(503, "overloaded")}' hdr Retry-After 1
+    http-error status 502 content-type application/problem+json string '{problem(502, "not_ready")}' hdr Retry-After 1
+    http-error status 504 content-type application/problem+json string '{problem(504, "timeout")}'
+"""
+# The template has no variable for the section of the replicas either, but Ray copies the value of DOWNINTER into one of
+# its lines. These lines make HAProxy refuse a prediction when it has MAX_PREDICTIONS others in work for each replica. A
+# refusal by HAProxy costs 0.4 ms of CPU, one by a replica 2.2 ms. Replicas (http/proxy_middleware.py) still limit what
+# HAProxy lets through: bodies that do not fit into its buffer or have no Content-Length, and predictions that come
+# through HAProxy on several nodes.
+REFUSAL = problem(503, "overloaded").replace('"request_id":""', '"request_id":"%[req.hdr(x-request-id)]"')
+REFUSALS = f"""\
+    http-request del-header x-request-id unless {{ req.hdr(x-request-id) -m reg ^{REQUEST_ID}$ }}
+    http-request set-var(txn.running) be_conn
+    http-request return status 503 content-type application/problem+json hdr Retry-After 1 \
+hdr X-Request-Id %[req.hdr(x-request-id)] lf-string '{REFUSAL}' if METH_POST {{ req.fhdr(content-length) -m int lt \
+{REPLAYED_BYTES - 20_000} }} {{ nbsrv,mul({MAX_PREDICTIONS}),sub(txn.running) lt 0 }}
+"""
+VARIABLES = {
+    # HAProxy instead of Serve's Python proxy in front of the replicas: 0.7 ms of CPU a request instead of 7 ms. Ray
+    # includes HAProxy for Linux only.
+    "RAY_SERVE_ENABLE_HA_PROXY": str(int(sys.platform == "linux")),
+    # Runs in the HTTP server of each replica, before Serve handles a request.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.http.proxy_middleware:middlewares",
+    # Ray's default niceness for workers is 15, which puts them behind everything else on the machine.
+    "RAY_worker_niceness": "0",
+    # glibc's default limit is 8 arenas a core, and each arena keeps the most memory that a photo ever needed. With 2, a
+    # replica's memory stops growing after 3,000 photos instead of an hour, and is 62 MB lower, at the same rate.
+    "MALLOC_ARENA_MAX": "2",
+    # The default is 4 threads. At 1,000 requests/s HAProxy needs half of one.
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # If a replica dies, HAProxy retries its requests on another one. Predicting a photo twice has no side effects. With
+    # no other replica, the third failure sends the request to Serve's own proxy, which waits for a replica. The limit
+    # of five retries also limits how many replicas a photo that crashes its decoder can take down.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
+    "RAY_SERVE_HAPROXY_RETRIES": "5",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(REPLAYED_BYTES),
+    "RAY_SERVE_HAPROXY_MAXCONN": "1024",  # each connection may fill its buffer: 1 GB at most
+    "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn\n" + DEFAULTS,
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_DOWNINTER": f"250ms\n{REFUSALS}    default-server",  # 250 ms is the default
+    # A replica with a hung engine never finishes its requests, so a graceful stop would wait in vain.
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    # Serve replaces a dead HAProxy after three failed checks in a row. The default period is 10 s.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    # For a replica that hangs and never answers. The application's own limit of 30 s comes first.
+    "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "40",
+    # Ray's default buckets have none between 10 s and 60 s, so percentiles in between are interpolated: 50 s was shown
+    # for answers that took 12 s.
+    "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": "10,20,30,50,70,100,150,200,300,500,1000,2000,3000,5000,10000,20000,40000",
+    "OTEL_SERVICE_NAME": "recognition",  # the service name in every OpenTelemetry trace
+}
+
+
+def local(temp: Path) -> dict[str, str]:
+    """VARIABLES, with HAProxy's files below `temp` and free ports, so services on one machine do not collide."""
+    files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "METRICS_SOCKET_PATH": "metrics.sock"}
+    files |= {"SERVER_STATE_BASE": "", "SERVER_STATE_FILE": "server-state"}
+    paths = {f"RAY_SERVE_HAPROXY_{name}": str(temp / "haproxy" / file) for name, file in files.items()}
+    # By default a stopping replica waits 30 s so that HAProxy on other nodes can remove it. Here there is one HAProxy,
+    # and Serve updates it at once.
+    own = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2"}
+    # Most of these ports are opened with SO_REUSEPORT. Two services with the same ports would answer each other's
+    # requests.
+    first = free_block()
+    own["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] = str(first)
+    own["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"] = str(first + BLOCK - len(PORTS) - 1)
+    own |= {name: str(first + BLOCK - n) for n, name in enumerate(PORTS, 1)}
+    return VARIABLES | paths | own
+
+
+def free_block() -> int:
+    """The first of BLOCK consecutive TCP ports in 30000-31000 on which nothing listens.
+
+    Ray expects its replicas in this range. The system gives none of these ports to outgoing connections, whose range
+    starts at 32768. To reserve the block, the UDP port with the first number stays bound until this process ends, so a
+    service that starts in the meantime takes another block. Raises OSError when no block is left.
+    """
+    blocks = list(range(30000, 31000, BLOCK))
+    random.shuffle(blocks)
+    for first in blocks:
+        reservation = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            reservation.bind(("127.0.0.1", first))
+        except OSError:
+            reservation.close()
+            continue
+        RESERVED.append(reservation)
+        if all(not listening(port) for port in range(first, first + BLOCK)):
+            return first
+    raise OSError(f"no {BLOCK} consecutive free ports between 30000 and 31000")
+
+
+def listening(port: int) -> bool:
+    """Whether something accepts connections to this port of 127.0.0.1."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,142 @@
+"""The golden set: photos and the objects that must be found in them. It is the last test of weights before they serve.
+
+The set contains the photos themselves (JPEG, longest side at most 640 px), so one hash pins the photos and the
+expected objects together. This module must not know Ray or torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, PositiveFloat
+
+from serve_app.errors import GoldenFailed
+from serve_app.vision import boxes, drawing, image
+
+Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+SURE = 0.5  # least confidence of an expected object, and of one that counts as unexpected
+MAX_PIXELS, SIDE = 52_000_000, 640  # largest photo to read; longest side of the copy in the set, in pixels
+TIMED = 5  # forward passes of each network, alternating; the fastest counts, as other work slows some of them down
+
+
+class Expected(BaseModel):
+    """An object that must be found: `box` is x1, y1, x2, y2 in pixels of the upright photo, `score` is 0 to 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    box: tuple[float, float, float, float]
+    score: float
+
+
+class Photo(BaseModel):
+    """A JPEG and all objects in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    jpeg: Base64Bytes
+    objects: tuple[Expected, ...]
+
+
+class Limits(BaseModel):
+    """How much the results of new weights may differ from the golden set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    iou: float = Field(0.6, description="least IoU with the expected box")
+    score_drop: float = Field(0.3, description="largest loss of confidence of an expected object")
+    missed: float = Field(0.1, description="most objects that may be missed, as a fraction of those expected")
+    extra: float = Field(
+        0.25, description="most unexpected objects with confidence of 0.5 or more, as a fraction of those expected"
+    )
+    slowdown: PositiveFloat = Field(3.0, description="longest time for an image, relative to the previous weights")
+
+
+class Golden(BaseModel):
+    """The golden set of a service. It outlives weights: new weights must find what earlier ones had to find."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    photos: tuple[Photo, ...]
+    limits: Limits = Limits()
+
+
+def found(forward: Forward, names: tuple[str, ...], photo: bytes, size: int, conf: float) -> list[Expected]:
+    """The objects a network finds in an encoded photo, most confident first.
+
+    `size` is the side of the network input in pixels, `conf` the least confidence. Boxes are rounded to 0.1 pixels,
+    scores to 0.001. Raises AppErrors for a photo that cannot be read.
+    """
+    network_input, letterbox = image.prepare(photo, size, MAX_PIXELS)
+    detections = boxes.final(forward(network_input[None])[0], letterbox, conf)
+    corners = detections.xyxy.astype(float).round(1).tolist()
+    rows = zip(corners, detections.confidence.tolist(), detections.class_id.tolist(), strict=True)
+    return [Expected(name=names[k], box=tuple(xyxy), score=round(score, 3)) for xyxy, score, k in rows]
+
+
+def make(forward: Forward, names: tuple[str, ...], photos: list[Path], size: int) -> Golden:
+    """A golden set of the objects this network finds with confidence of at least 0.5. Raises AppErrors, see `found`."""
+    made = []
+    for path in photos:
+        picture = Image.fromarray(image.decode(path.read_bytes(), MAX_PIXELS))
+        picture.thumbnail((SIDE, SIDE))
+        jpeg = drawing.to_jpeg(picture)
+        sure = tuple(o for o in found(forward, names, jpeg, size, SURE))
+        made.append(Photo(file=path.name, jpeg=base64.b64encode(jpeg), objects=sure))
+    return Golden(photos=tuple(made))
+
+
+def check(golden: Golden, forward: Forward, names: tuple[str, ...], size: int) -> None:
+    """Raises GoldenFailed, with the first three objects, when too many are missed or unexpected."""
+    limits = golden.limits
+    missed: list[str] = []
+    extra: list[str] = []
+    for photo in golden.photos:
+        unmatched = found(forward, names, photo.jpeg, size, conf=0.05)
+        for want in photo.objects:
+            good = [f for f in unmatched if f.name == want.name and f.score >= want.score - limits.score_drop]
+            best = max(good, key=lambda f: overlap(f.box, want.box), default=None)
+            if best and overlap(best.box, want.box) >= limits.iou:
+                unmatched.remove(best)
+            else:
+                missed.append(f"{want.name} on {photo.file}")
+        extra += [f"{f.name} on {photo.file}" for f in unmatched if f.score >= SURE]
+    expected = sum(len(photo.objects) for photo in golden.photos)
+    for what, stray, most in (("missed", missed, limits.missed), ("unexpected", extra, limits.extra)):
+        if len(stray) > most * expected:
+            some = ", ".join(stray[:3])
+            raise GoldenFailed(f"golden set: {len(stray)} {what} objects, limit {most:.0%} of {expected}: {some}")
+
+
+def check_speed(golden: Golden, forward: Forward, before: Forward, size: int) -> None:
+    """Raises GoldenFailed when an image takes more than `limits.slowdown` times as long as with `before`.
+
+    `before` is the network of the previous weights. Both run on a black image (1, size, size, 3).
+    """
+    network_input = np.zeros((1, size, size, 3), np.uint8)
+    times: dict[Forward, list[float]] = {forward: [], before: []}
+    for _ in range(TIMED):
+        for one, took in times.items():
+            started = time.perf_counter()
+            one(network_input)
+            took.append(time.perf_counter() - started)
+    ratio = min(times[forward]) / min(times[before])
+    if ratio > golden.limits.slowdown:
+        limit = golden.limits.slowdown
+        raise GoldenFailed(f"golden set: {ratio:.1f} times as slow as the previous weights, the limit is {limit:g}")
+
+
+def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """Intersection over union of two boxes x1, y1, x2, y2."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    shared = max(width, 0) * max(height, 0)
+    areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (one, other)]
+    return shared / (sum(areas) - shared) if shared else 0.0

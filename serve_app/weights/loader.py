@@ -1,0 +1,131 @@
+"""Takes an address to weights that may serve: fetch → verify → load → compile → warm → golden set.
+
+Each step can refuse the weights with its own reason. The live weights are not touched. Must not know Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from serve_app.errors import DamagedWeights, NotFinite, WrongWeights
+from serve_app.settings import ROOT
+from serve_app.vision.engines.engine import build
+from serve_app.weights import golden
+from serve_app.weights.address import SCHEME
+from serve_app.weights.identity import BUNDLED, Pinned, Weights, local
+from serve_app.weights.store import Store
+
+if TYPE_CHECKING:
+    from serve_app.settings import AppSettings
+    from serve_app.vision.engines.engine import Engine
+
+logger = logging.getLogger("ray.serve")
+Content = tuple[Pinned, memoryview]
+Fetch = Callable[[str], Content]
+
+
+class Loaded:
+    """Weights that passed every check: their identity, their engine, and the time of each step in seconds."""
+
+    def __init__(self, pinned: Pinned, engine: Engine, seconds: dict[str, float]) -> None:
+        self.pinned, self.engine, self.seconds = pinned, engine, seconds
+        bundled = pinned.uri == str(BUNDLED)
+        self.weights = Weights(pinned.name, pinned.sha256, engine.class_names, bundled, pinned.version)
+        self._warmed: set[int] = set()
+
+    def warm(self, batch_sizes: Iterable[int], size: int) -> None:
+        """Runs a black batch (N, size, size, 3) of each size that has not run yet. Raises NotFinite."""
+        for n in set(batch_sizes) - self._warmed:
+            if not np.isfinite(self.engine(np.zeros((n, size, size, 3), np.uint8))).all():
+                raise NotFinite(f"{self.pinned.uri}: the network outputs numbers that are not finite")
+            self._warmed.add(n)
+
+
+def pin(uri: str, settings: AppSettings) -> Pinned:
+    """Resolves a `weights` setting to exact bytes. From S3 it reads only the manifest. Raises WeightsError."""
+    return Store(settings.s3_endpoint_url).pin(uri) if uri.startswith(SCHEME) else local(uri)
+
+
+def content(pinned: Pinned, settings: AppSettings) -> memoryview:
+    """The pinned bytes. Bytes from S3 go through the cache on this machine. Raises WeightsError."""
+    s3 = pinned.uri.startswith(SCHEME)
+    path = Store(settings.s3_endpoint_url).fetch(pinned, ROOT / settings.weights_cache) if s3 else Path(pinned.uri)
+    return memoryview(path.read_bytes())
+
+
+def fetch(uri: str, settings: AppSettings) -> Content:
+    """`pin`, then `content`. Raises WeightsError."""
+    pinned = pin(uri, settings)
+    return pinned, content(pinned, settings)
+
+
+def load(
+    uri: str,
+    get: Fetch,
+    *,
+    settings: AppSettings,
+    size: int,
+    device: str,
+    batch_sizes: set[int],
+    old: Loaded | None = None,
+) -> Loaded:
+    """Runs all steps.
+
+    `get` returns the pinned identity and the bytes of `uri`. `size` is the side of the network input in pixels. With
+    `old`, the golden set's speed limit compares the new weights with it. Raises WeightsError.
+    """
+    seconds: dict[str, float] = {}
+    with timed("import", seconds):
+        # Imports torch and Ultralytics, so only where a network runs.
+        from serve_app.vision.engines.checkpoint import read_checkpoint
+    with timed("fetch", seconds):
+        pinned, found = get(uri)
+    with timed("verify", seconds):
+        verify(pinned, found, size)
+    with timed("load", seconds):
+        network = read_checkpoint(io.BytesIO(found), pinned.uri)
+    with timed("compile", seconds):
+        engine = build(network, pinned.sha256, settings, size, device)
+    manifest = pinned.manifest
+    if manifest and manifest.class_names != engine.class_names:
+        raise WrongWeights(f"{pinned.uri} has other classes than its manifest says: {engine.class_names}")
+    loaded = Loaded(pinned, engine, seconds)
+    with timed("warm", seconds):
+        loaded.warm(batch_sizes, size)
+    with timed("golden", seconds):
+        if manifest and manifest.golden:
+            golden.check(manifest.golden, engine, engine.class_names, size)
+            if old:
+                golden.check_speed(manifest.golden, engine, old.engine, size)
+    steps = ", ".join(f"{step} {took:.2f} s" for step, took in seconds.items())
+    kind = "bundled model" if loaded.weights.bundled else "weights"
+    logger.info("%s %s (%s) on %s: %s", kind, pinned.uri, pinned.sha256[:12], device, steps)
+    return loaded
+
+
+def verify(pinned: Pinned, content: memoryview, size: int) -> None:
+    """Raises DamagedWeights for bytes that are not the pinned ones, WrongWeights for another network input size."""
+    if hashlib.sha256(content).hexdigest() != pinned.sha256:
+        raise DamagedWeights(f"{pinned.uri}: the sha256 of the bytes is not the pinned one")
+    if pinned.manifest and pinned.manifest.image_size != size:
+        wanted = pinned.manifest.image_size
+        raise WrongWeights(
+            f"{pinned.uri} is for {wanted} px, but this service runs at {size} px: set `image_size` and redeploy"
+        )
+
+
+@contextmanager
+def timed(step: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Stores the time of the block under `step`, in seconds."""
+    started = time.perf_counter()
+    yield
+    seconds[step] = time.perf_counter() - started

@@ -1,0 +1,40 @@
+"""A fault of our own: the client learns that it is ours and the request's id, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from serve_app.http import problems
+from serve_app.http.request_log import RequestLog
+from tests.http.test_errors import check
+
+
+def test_an_unforeseen_error_tells_nothing_but_the_request_id(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = FastAPI()
+    api.add_middleware(RequestLog, sample=0.0)
+    problems.install(api)
+
+    @api.get("/v1/fail")
+    async def fail() -> None:
+        raise RuntimeError("the secret of /etc/passwd")
+
+    async def get() -> httpx.Response:
+        transport = httpx.ASGITransport(api, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
+            return await http.get("/v1/fail", headers={"X-Request-ID": "42"})
+
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
+    caplog.set_level(logging.INFO, "ray.serve")
+    answer = asyncio.run(get())
+    check(answer.status_code, answer.headers["content-type"], answer.json(), 500, "internal_error")
+    assert answer.json()["request_id"] == "42"
+    assert "secret" not in answer.text
+    assert "the secret of /etc/passwd" in caplog.text, "the log has it"
+    assert "GET /v1/fail 500 internal_error" in caplog.text, "and its line says whose fault it was"

@@ -1,0 +1,59 @@
+"""Each event of the drill once; `make drill` does them twenty times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from loadtests.drills.drill import BAD, HOLES, content_of, observe, sha256
+from loadtests.drills.events import KILLED, Operator, local
+from loadtests.traffic import Row, Traffic, same, stall
+
+EVENTS = (
+    "redeploy", "change batching", "swap weights", "refused weights", "scale to 3 and back",
+    "deploy that does not import", "deploy that fails its golden set", *KILLED,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def drilled() -> Iterator[tuple[Operator, Traffic]]:
+    with local() as operator:
+        traffic = Traffic(operator.service.url, content_of())
+        with traffic.flowing(closed=2, rate=2):  # two cores that are not full start replicas sooner
+            yield operator, traffic
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_nothing_is_lost(drilled: tuple[Operator, Traffic], name: str) -> None:
+    operator, traffic = drilled
+    assert set(operator.events) == set(EVENTS)
+    seen = len(traffic.rows)
+    bad = observe(traffic, name, operator.events[name], lambda: sha256(traffic))
+    assert any(row.verdict == "answered" for row in traffic.rows[seen:])
+    if name in HOLES:
+        assert {row.verdict for row in bad} <= {"lost"}, (
+            "what a dead front held is lost, but nothing is answered wrongly"
+        )
+    else:
+        assert bad == []
+
+
+def row(sent: float, done: float, verdict: str = "answered") -> Row:
+    return Row(sent, done, verdict, "", "")
+
+
+def test_a_stall_is_seen_from_the_event_on() -> None:
+    rows = [row(0, 1), row(1, 2), row(2, 3, "lost"), row(3, 9)]
+    assert stall(rows, 1, 10) == 7
+    assert stall([], 1, 10) == 9
+
+
+def test_the_right_answer_is_told_from_a_wrong_one() -> None:
+    bus, person = ("bus", 0.9, (0.0, 0.0, 100.0, 100.0)), ("person", 0.5, (0.0, 0.0, 10.0, 10.0))
+    assert same([bus, person], [bus]), "what was not sure may be missing"
+    assert same([bus], [("bus", 0.7, (1.0, 1.0, 100.0, 100.0))])
+    assert not same([bus], [person])
+    assert not same([bus], [("bus", 0.9, (50.0, 50.0, 150.0, 150.0))])
+    assert not same([bus], [bus, ("dog", 0.95, (0.0, 0.0, 9.0, 9.0))])
+    assert "answered" not in BAD

@@ -1,0 +1,136 @@
+"""`python -m serve_app serve` and `predict`, as a person would run them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import yaml
+from PIL import Image
+
+from loadtests.service import NotStarted, command, config, free_port, ray_files, running
+from serve_app.__main__ import main
+from tests.conftest import ROOT
+
+
+def serve(content: dict, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "serve_app", "serve", "--config", str(path)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_second_service_on_the_port_says_so(server: str, tmp_path: Path) -> None:
+    ended = serve(config(httpx.URL(server).port or 0), tmp_path)
+    assert ended.returncode == 1
+    assert "is in use" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert httpx.get(f"{server}/readyz").status_code == 200, "the first one goes on"
+
+
+def test_a_difference_that_serve_does_not_know_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVE_CONFIG_DIFFERENCE", "{http_options: {prot: 8080}}")
+    ended = serve(config(free_port()), tmp_path)
+    assert ended.returncode == 1
+    assert "with SERVE_CONFIG_DIFFERENCE: unknown keys that Serve would drop: .http_options.prot" in ended.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="HAProxy is for Linux only")
+def test_too_few_open_files_are_said_at_once() -> None:
+    typed = f"ulimit -n 1024; exec {sys.executable} -m serve_app serve"
+    ended = subprocess.run(["bash", "-c", typed], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert "the limit on open files is 1024, but HAProxy needs" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        pytest.param({"weights": "models/none.pt"}, "weights pull yolov8n", id="no weights"),
+        pytest.param({"image_size": 641}, "multiple of 32", id="a bad setting"),
+        pytest.param({"image_siz": 640}, "image_siz", id="an unknown setting"),
+        pytest.param({"api_keys_file": "nokeys.txt"}, "nokeys.txt", id="no keys file"),
+    ],
+)
+def test_what_cannot_be_served_is_said_at_once(args: dict, message: str, tmp_path: Path) -> None:
+    ended = serve(config(free_port(), **args), tmp_path)
+    assert ended.returncode == 1
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param(None, "cannot read", id="no file"),
+        pytest.param("a: [", "error: ", id="no YAML"),
+        pytest.param("applications: []", "not a complete Serve configuration", id="no application"),
+        pytest.param("applications: []\ntypo: 1", ".typo", id="a key that Serve would drop"),
+    ],
+)
+def test_a_config_that_is_none(
+    text: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # else services started later would share this one's ports
+    path = tmp_path / "config.yaml"
+    if text:
+        path.write_text(text)
+    assert main(["serve", "--config", str(path)]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_that_was_started(sent: signal.Signals) -> None:
+    with running(config(free_port()), stop=sent) as service:
+        assert httpx.get(f"{service.url}/readyz").status_code == 200
+        family = psutil.Process(service.pid).children(recursive=True)
+        commands = {p: command(p) for p in family}
+        assert any("Ingress" in told for told in commands.values())
+        (dashboard,) = (p for p, told in commands.items() if "dashboard.py" in told)
+        ports = [c.laddr.port for c in dashboard.net_connections("tcp") if c.laddr.ip == "127.0.0.1" and not c.raddr]
+        assert httpx.get(f"http://127.0.0.1:{ports[0]}/api/jobs/").status_code == 401, "Ray asks for its token"
+        folder = ray_files(service)
+        assert folder.exists()
+    assert any("Stopping ..." in line for line in service.lines)
+    psutil.wait_procs(family, timeout=10)
+    assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    assert not folder.exists()
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{service.url}/livez")
+
+
+def test_weights_that_do_not_load_fail_the_start(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.pt"
+    bad.write_bytes(b"not a checkpoint")
+    with pytest.raises(NotStarted, match="safe to load"), running(config(free_port(), weights=str(bad))):
+        pass
+
+
+def test_predict_prints_a_table_and_draws(
+    server: str, bus: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, broken = tmp_path / "street.jpg", tmp_path / "broken.jpg"
+    photo.write_bytes(bus)
+    broken.write_bytes(bus[:2000])
+    code = main(["predict", str(photo), str(broken), "--url", server, "--save", str(tmp_path / "out"), "--conf", "0.3"])
+    out, err = capsys.readouterr()
+    assert code == 1, "one of the two failed"
+    assert "bus " in out
+    assert out.count("person") >= 3
+    assert "broken.jpg: corrupt_image" in err
+    with Image.open(tmp_path / "out" / "street.jpg.boxes.jpg") as drawn, Image.open(photo) as original:
+        assert drawn.size == original.size
+        assert drawn.tobytes() != original.tobytes()
+
+
+def test_predict_without_a_service_says_so(bus: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = tmp_path / "street.jpg"
+    photo.write_bytes(bus)
+    assert main(["predict", str(photo), "--url", "http://127.0.0.1:1"]) == 1
+    assert "street.jpg: " in capsys.readouterr().err

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from serve_app.errors import WeightsError
+from serve_app.settings import Precision
+from serve_app.vision import boxes, image
+from serve_app.vision.engines import int8, openvino
+from serve_app.vision.engines.checkpoint import DetectionModel, names_of, read_checkpoint
+from serve_app.vision.engines.openvino import OpenVinoEngine, graph
+from serve_app.vision.engines.pytorch import TorchEngine
+from serve_app.weights import golden, identity
+
+
+class Attack:
+    """A pickle of it runs a command when it is loaded."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.proof}",)
+
+
+class Call:
+    """A pickle of it calls a class that the allow-list has; Ultralytics would evaluate the text it is given."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple:
+        layers = {"backbone": [[-1, 1, "Conv", [8, 3, 2]]], "head": [[[0], 1, "Detect", [1]]]}
+        return DetectionModel, ({"nc": 1, "activation": f"open({str(self.proof)!r}, 'w')"} | layers,)
+
+
+@pytest.fixture(scope="module")
+def path() -> Path:
+    return Path(identity.local("auto").uri)
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> TorchEngine:
+    return TorchEngine(read_checkpoint(path))
+
+
+def squares(*photos: bytes) -> np.ndarray:
+    return np.stack([image.letterbox(image.decode(p, 10**7), 640)[0] for p in photos])
+
+
+@pytest.mark.parametrize("attack", [Attack, Call])
+def test_a_checkpoint_that_runs_code_is_refused(tmp_path: Path, attack: type[Attack | Call]) -> None:
+    proof, bad = tmp_path / "proof", tmp_path / "bad.pt"
+    torch.save({"model": attack(proof)}, bad)
+    with pytest.raises(WeightsError, match="safe to load"):
+        read_checkpoint(bad)
+    assert not proof.exists()
+    unsafe = "import sys, torch, ultralytics.nn.tasks; torch.load(sys.argv[1], weights_only=False)"
+    subprocess.run([sys.executable, "-c", unsafe, str(bad)], check=False, capture_output=True)
+    assert proof.exists(), "the attack itself works, so the refusal above meant something"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"not a checkpoint", id="text"),
+        pytest.param(pickle.dumps({"model": None}, protocol=2), id="a bare pickle"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    bad = tmp_path / "bad.pt"
+    bad.write_bytes(content)
+    with pytest.raises(WeightsError):
+        read_checkpoint(bad)
+
+
+def test_a_checkpoint_cut_off_or_without_a_network_is_refused(tmp_path: Path, path: Path) -> None:
+    cut, empty = tmp_path / "cut.pt", tmp_path / "empty.pt"
+    cut.write_bytes(path.read_bytes()[:-1000])
+    torch.save({"epoch": 1}, empty)
+    for bad in (cut, empty, tmp_path / "missing.pt"):
+        with pytest.raises(WeightsError):
+            read_checkpoint(bad)
+
+
+def test_pillow_is_left_as_it_was() -> None:
+    """Ultralytics replaces `Image.open` by a function that may run pip inside a request."""
+    assert Image.open.__module__ == "PIL.Image"
+
+
+def test_the_classes_are_those_of_the_checkpoint(model: TorchEngine) -> None:
+    assert "bus" in model.class_names
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    corner = np.minimum(one[2:4], other[2:4]) - np.maximum(one[:2], other[:2])
+    overlap = corner.clip(0).prod()
+    area = [(b[2:4] - b[:2]).prod() for b in (one, other)]
+    return float(overlap / (sum(area) - overlap))
+
+
+@pytest.mark.parametrize(("conf", "threshold"), [(0.25, 0.7), (0.001, 0.7), (0.05, 0.3)])
+def test_boxes_agree_with_ultralytics_forward_and_nms(
+    model: TorchEngine, path: Path, bus: bytes, zidane: bytes, conf: float, threshold: float
+) -> None:
+    from ultralytics.utils.nms import non_max_suppression as ultralytics_nms  # after engines.checkpoint, which tames it
+
+    batch = squares(bus, zidane)
+    tensor = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        raw = read_checkpoint(path)(tensor)
+    expected = ultralytics_nms(raw, conf, threshold, max_det=300, max_time_img=60)
+    for head, want in zip(model(batch), expected, strict=True):
+        got = boxes.non_max_suppression(boxes.candidates(head, conf, None), threshold, 300)
+        assert len(got) == len(want) > 0
+        # Equal confidences may come in any order, so each box looks for its partner.
+        for box, score, k in zip(got.xyxy, got.confidence, got.class_id, strict=True):
+            same = [w for w in want.numpy() if int(w[5]) == k and abs(w[4] - score) <= 0.01]
+            assert max(iou(box, w) for w in same) >= 0.99
+
+
+@pytest.fixture(scope="module", params=["float32", "auto"])
+def openvino_engine(request: pytest.FixtureRequest, path: Path) -> OpenVinoEngine:
+    return compiled(read_checkpoint(path), request.param)
+
+
+def compiled(network: DetectionModel, precision: Precision) -> OpenVinoEngine:
+    return OpenVinoEngine(graph(network, 640), names_of(network), precision)
+
+
+def test_openvino_agrees_with_pytorch(
+    model: TorchEngine, openvino_engine: OpenVinoEngine, bus: bytes, zidane: bytes
+) -> None:
+    """In float32 as good as exactly; in bfloat16, with its 8 bits, each sure object to 0.9 IoU and 0.08 of its score."""
+    exact = openvino_engine.precision == "float32"
+    batch = squares(bus, zidane)
+    for want, got in zip(model(batch), openvino_engine(batch), strict=True):
+        sure = want[4] >= 0.25
+        assert sure.any()
+        assert (want[5] == got[5])[sure].all()
+        np.testing.assert_allclose(got[4, sure], want[4, sure], atol=1e-3 if exact else 0.08)
+        for one, other in zip(corners(want[:4, sure]), corners(got[:4, sure]), strict=True):
+            assert iou(one, other) >= (0.999 if exact else 0.9)
+
+
+def test_int8_is_calibrated_once_and_finds_the_same(
+    model: TorchEngine, path: Path, tmp_path: Path, bus: bytes, zidane: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is surely there is found, to 0.85 IoU and 0.2 of its score."""
+    plain = graph(read_checkpoint(path), 640)
+    int8.quantised(plain, "hash", 640, tmp_path)
+    monkeypatch.setattr(int8, "calibrate", None)
+    kept = int8.quantised(plain, "hash", 640, tmp_path)
+    with pytest.raises(TypeError):
+        int8.quantised(plain, "another hash", 640, tmp_path)
+    assert sorted(f.suffix for f in tmp_path.iterdir()) == [".bin", ".xml"]
+    network = OpenVinoEngine(kept, model.class_names, "int8")
+    for photo in (bus, zidane):
+        wanted = [o for o in golden.found(model, model.class_names, photo, 640, 0.5) if o.score >= 0.6]
+        got = golden.found(network, model.class_names, photo, 640, 0.4)
+        assert wanted
+        for want in wanted:
+            same = [o for o in got if o.name == want.name and abs(o.score - want.score) <= 0.2]
+            assert max(golden.overlap(o.box, want.box) for o in same) >= 0.85
+
+
+def test_int8_without_nncf_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(RuntimeError, match=r"pip install '.\[int8\]'"):
+        int8.quantised(None, "hash", 640, tmp_path)
+
+
+def corners(xywh: np.ndarray) -> np.ndarray:
+    centre, half = xywh[:2], xywh[2:] / 2
+    return np.concatenate([centre - half, centre + half]).T
+
+
+@pytest.mark.parametrize("engine", ["torch", "float32", "auto"])
+def test_alone_and_in_a_batch_the_answer_is_the_same(engine: str, path: Path, bus: bytes, zidane: bytes) -> None:
+    read = read_checkpoint(path)
+    network = TorchEngine(read) if engine == "torch" else compiled(read, engine)
+    batch = squares(bus, zidane, bus)
+    alone = np.concatenate([network(one[None]) for one in batch])
+    together = network(batch)
+    # Boxes to 0.01 pixels and scores to 0.0001: the sums of a batched convolution may run in another order.
+    np.testing.assert_allclose(together[:, 4], alone[:, 4], atol=1e-4)
+    sure = alone[:, 4] >= 0.01
+    np.testing.assert_allclose(together.transpose(0, 2, 1)[sure], alone.transpose(0, 2, 1)[sure], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [
+        pytest.param("flags : avx2 avx512_bf16 amx_bf16 amx_tile", "bfloat16", id="AMX"),
+        pytest.param("flags : avx2 avx512_bf16", "float32", id="bfloat16 without AMX is slower than float32"),
+        pytest.param(None, "float32", id="not Linux"),
+    ],
+)
+def test_the_precision_that_is_fastest_here(
+    flags: str | None, precision: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    if flags:
+        cpuinfo.write_text(flags)
+    monkeypatch.setattr(openvino, "CPUINFO", cpuinfo)
+    assert compiled(read_checkpoint(path), "auto").precision == precision
