@@ -6,6 +6,7 @@ import http.server
 import importlib.metadata
 import importlib.util
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
-from loadtests.service import ROOT, Service, config, free_port, running
+from loadtests.service import ROOT, Service, config, free_port, ray_files, running
 from serve_app.ops import manifests
 from serve_app.ops.serve_config import apart
 from serve_app.vision import sample_photos
@@ -29,11 +31,28 @@ def pytest_report_header() -> str:
     return ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages)
 
 
+def users_of(item: pytest.Item | None) -> set[str]:
+    """The shared fixtures that a test uses."""
+    return {"service", "graph", "rendered"} & set(getattr(item, "fixturenames", ()))
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n`, tests that share a service or write the same files run in one process: the others' modules may not."""
+    """Groups tests that share a service, or write the same files: one after the other, and with `-n` in one process."""
+    groups: dict[str, list[pytest.Item]] = {}
     for item in items:
-        shared = [name for name in ("service", "graph", "rendered") if name in getattr(item, "fixturenames", ())]
-        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.module.__name__))
+        name = min(users_of(item), default=item.module.__name__)  # type: ignore[attr-defined]
+        item.add_marker(pytest.mark.xdist_group(name))
+        groups.setdefault(name, []).append(item)
+    items[:] = [item for group in groups.values() for item in group]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stops a shared service after its last test: an idle one takes a fifth of a core."""
+    request: pytest.FixtureRequest = item._request  # type: ignore[attr-defined]
+    for name in users_of(item) - users_of(nextitem) - {"rendered"}:
+        request._get_active_fixturedef(name).finish(request)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +93,26 @@ def graph(graph_config: dict[str, Any]) -> Iterator[Service]:
 def client(server: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server, timeout=60) as opened:
         yield opened
+
+
+# A replica that cannot start is tried three times; the first try already says why.
+ONE_TRY = {"RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1"}
+
+
+@contextmanager
+def stops_completely(content: dict[str, Any], stop: signal.Signals) -> Iterator[Service]:
+    """A service that `stop` must end with all its processes, its files and its port."""
+    with running(content, stop=stop) as service:
+        family, folder = psutil.Process(service.pid).children(recursive=True), ray_files(service)
+        assert folder.exists()
+        yield service
+        family += psutil.Process(service.pid).children(recursive=True)
+    assert any("Stopping ..." in line for line in service.lines)
+    psutil.wait_procs(family, timeout=10)
+    assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    assert not folder.exists()
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{service.url}/livez")
 
 
 @contextmanager

@@ -140,7 +140,7 @@ class Operator:
 
 
 @contextmanager
-def local() -> Iterator[Operator]:
+def local(env: dict[str, str] | None = None) -> Iterator[Operator]:
     """Starts a service with weights from S3 whose replica takes 0.3 CPUs, so three replicas fit on this machine."""
     with tempfile.TemporaryDirectory() as name, s3_server.bucket() as bucket:
         versions = Versions(bucket, Path(name))
@@ -148,5 +148,5 @@ def local() -> Iterator[Operator]:
         args = {"weights": uri, "s3_endpoint_url": bucket.endpoint, "weights_cache": str(Path(name) / "cache")}
         content = config(free_port(), **args)
         detector(content)["ray_actor_options"]["num_cpus"] = 0.3
-        with running(content) as service:
+        with running(content, env=env) as service:
             yield Operator(service, content, versions, uri)

@@ -20,7 +20,6 @@ from loadtests.service import Service, free_port, ray_files, running
 from serve_app.ops import monitoring
 
 Labels = dict[str, str]
-WINDOW = "1m"  # Grafana's $__rate_interval at this scrape interval
 
 
 class Prometheus:
@@ -28,15 +27,19 @@ class Prometheus:
 
     def __init__(self, url: str, http: httpx.Client) -> None:
         self.url, self._http = url, http
+        self.window = "1m"  # stands for $__rate_interval; 1m is what Grafana takes at this scrape interval
 
     def _ask(self, path: str, **params: object) -> Any:  # noqa: ANN401 - depends on the path
         answer = self._http.get(f"{self.url}/api/v1/{path}", params={k: str(v) for k, v in params.items()})
         answer.raise_for_status()
         return answer.json()["data"]
 
+    def _shown(self, expr: str) -> str:
+        return expr.replace("$__rate_interval", self.window)
+
     def now(self, expr: str) -> list[tuple[Labels, float]]:
         """An instant query: labels and value of each series, without NaN and infinity (a division by zero)."""
-        found = self._ask("query", query=shown(expr))["result"]
+        found = self._ask("query", query=self._shown(expr))["result"]
         values = [(one["metric"], float(one["value"][1])) for one in found]
         return [(labels, value) for labels, value in values if math.isfinite(value)]
 
@@ -49,7 +52,7 @@ class Prometheus:
     def over(self, expr: str, seconds: float, step_s: float = 5.0) -> list[tuple[Labels, list[tuple[float, float]]]]:
         """A range query until now: labels and (seconds from now, value) points of each series."""
         end = time.time()
-        found = self._ask("query_range", query=shown(expr), start=end - seconds, end=end, step=step_s)["result"]
+        found = self._ask("query_range", query=self._shown(expr), start=end - seconds, end=end, step=step_s)["result"]
         return [(one["metric"], [(t - end, float(v)) for t, v in one["values"]]) for one in found]
 
     def firing(self) -> set[str]:
@@ -59,11 +62,6 @@ class Prometheus:
     def targets(self) -> list[str]:
         """The scrape targets that are up."""
         return [labels["instance"] for labels, value in self.now("up") if value == 1]
-
-
-def shown(expr: str) -> str:
-    """The expression as Grafana sends it."""
-    return expr.replace("$__rate_interval", WINDOW)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import signal
 import threading
 import time
 from pathlib import Path
@@ -13,8 +14,9 @@ import httpx
 import pytest
 from ray.serve.config import AutoscalingConfig
 
-from loadtests.service import config, detector, free_port, running, status
+from loadtests.service import config, detector, free_port, status
 from serve_app.graph.autoscaling import WAITED, QueueingLatency, QueueingTimer
+from tests.conftest import stops_completely
 
 TARGET_S = 0.25
 RECORDED = Path(__file__).with_name("recorded_load.csv")
@@ -94,7 +96,7 @@ def test_serve_starts_a_second_replica_when_photos_wait(bus: bytes) -> None:
         "min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 16, "upscale_delay_s": 1,
         "metrics_interval_s": 1, "look_back_period_s": 5, "policy": policy,
     }  # fmt: skip
-    with running(content) as service:
+    with stops_completely(content, signal.SIGTERM) as service:
         over = threading.Event()
 
         def client() -> None:

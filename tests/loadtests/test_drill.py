@@ -9,6 +9,7 @@ import pytest
 from loadtests.drills.drill import BAD, HOLES, content_of, observe, sha256
 from loadtests.drills.events import KILLED, Operator, local
 from loadtests.traffic import Row, Traffic, same, stall
+from tests.conftest import ONE_TRY
 
 EVENTS = (
     "redeploy", "change batching", "swap weights", "refused weights", "scale to 3 and back",
@@ -18,7 +19,7 @@ EVENTS = (
 
 @pytest.fixture(scope="module")
 def drilled() -> Iterator[tuple[Operator, Traffic]]:
-    with local() as operator:
+    with local(ONE_TRY) as operator:
         traffic = Traffic(operator.service.url, content_of())
         with traffic.flowing(closed=2, rate=2):  # two cores that are not full start replicas sooner
             yield operator, traffic

@@ -9,14 +9,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
 
-from loadtests.monitoring.prometheus import Prometheus, observed
+from loadtests.monitoring.prometheus import Labels, Prometheus, observed
 from loadtests.service import Service, config, deploy, detector, free_port
 from serve_app.ops import monitoring
+from tests.graph.test_reconfigure import eventually
 
 PANELS = [
     pytest.param(panel, id=f"{board}: {panel['title']}")
@@ -24,15 +25,26 @@ PANELS = [
     for panel in content["panels"]
 ]
 ALERTS = monitoring.source("alerts")["alerts"]
-ANSWERED = 'sum(ray_serve_num_http_requests_total{method="POST", status_code="200"})'
-BURST = 260
+SERVES = 'ray_serve_num_http_requests_total{method="POST"}'
+DROPPED = "sum(haproxy_process_dropped_logs_total)"
+WAITING = 20  # images at a time; the rest of a burst is refused
+BURST = 80
 GOOD, CUT, NO_IMAGE, WRONG = 20, 20, 10, 10
 METRIC = re.compile(r"\b((?:ray|haproxy|kube|kuberay|autoscaler)_\w+|recognition:\w+:\w+)")
 Answers = Counter[int]
 
 
+class Seen(NamedTuple):
+    """What Prometheus saw, what clients got in all, and since when (Unix time) every series has known all of it."""
+
+    service: Service
+    prometheus: Prometheus
+    statuses: Answers
+    since: float
+
+
 def send(url: str, bus: bytes) -> Answers:
-    """Good photos, bad ones, what is none, and a burst that is more than the service takes; returns the statuses."""
+    """Sends good photos, damaged ones, other bytes, wrong options and a burst; returns the statuses."""
     jpeg = {"Content-Type": "image/jpeg"}
     limits = httpx.Limits(max_connections=BURST)
     with httpx.Client(base_url=url, timeout=90, limits=limits, headers=jpeg) as http, ThreadPoolExecutor(BURST) as pool:
@@ -48,39 +60,41 @@ def send(url: str, bus: bytes) -> Answers:
         return statuses + Counter(post(BURST, content=bus))
 
 
+def counted(prometheus: Prometheus, statuses: Answers) -> bool:
+    """Whether all of it has arrived: Serve counts from HAProxy's log, which may drop lines in a burst and says so."""
+    known = prometheus.value(f"sum({SERVES})") + prometheus.value(DROPPED)
+    images = prometheus.value('sum(ray_recognition_images_total{code="ok"})')
+    return known >= sum(statuses.values()) and images == statuses[200]
+
+
 @pytest.fixture(scope="module")
-def seen(bus: bytes) -> Iterator[tuple[Service, Prometheus, Answers]]:
+def seen(bus: bytes) -> Iterator[Seen]:
     if not shutil.which("prometheus"):
         pytest.skip("no Prometheus")
-    content = config(free_port(), weights="models/default.pt")  # quicker than COCO's, which bursts are made of
+    content = config(free_port(), weights="models/default.pt", max_waiting_images=WAITING)
     with observed(content) as (service, prometheus):
         statuses = send(service.url, bus)
         detector(content)["user_config"] = {"max_batch_size": -1}
         deploy(service, content)
         detector(content)["user_config"] = {"max_batch_size": 1, "weights": "models/none.pt"}
         deploy(service, content)
-        end = time.monotonic() + 60  # Ray reports every 10 s, Prometheus asks every 5
-        while time.monotonic() < end:
-            answered = prometheus.value(ANSWERED)
-            refused = prometheus.now('ray_recognition_weights_swaps_total{outcome!="live"}')
-            if answered == statuses[200] and refused and "AvailabilityBurnsFast" in prometheus.firing():
-                break
-            time.sleep(1)
-        statuses += send(service.url, bus)  # again: rates are those between two samples of what is counted
-        while prometheus.value(ANSWERED) < statuses[200] and time.monotonic() < end + 60:
-            time.sleep(1)
-        time.sleep(6)  # a last sample of the rest
-        yield service, prometheus, statuses
+        swap = 'ray_recognition_weights_swaps_total{outcome!="live"}'
+        assert eventually(lambda: counted(prometheus, statuses) and bool(prometheus.now(swap)))
+        prometheus.window = "5m"  # on a busy machine the traffic may be older than Grafana's minute
+        since = time.time()  # a rate does not know what a counter began with: it is right about what comes now
+        statuses += send(service.url, bus)
+        assert eventually(lambda: counted(prometheus, statuses) and "AvailabilityBurnsFast" in prometheus.firing())
+        yield Seen(service, prometheus, statuses, since)
 
 
-def test_all_targets_are_up(seen: tuple[Service, Prometheus, Answers]) -> None:
-    _, prometheus, _ = seen
+def test_all_targets_are_up(seen: Seen) -> None:
+    prometheus = seen.prometheus
     assert len(prometheus.targets()) == 4, "Ray's node, its autoscaler, its dashboard; and HAProxy"
 
 
 @pytest.mark.parametrize("panel", PANELS)
-def test_every_panel_has_data(panel: dict[str, Any], seen: tuple[Service, Prometheus, Answers]) -> None:
-    _, prometheus, _ = seen
+def test_every_panel_has_data(panel: dict[str, Any], seen: Seen) -> None:
+    prometheus = seen.prometheus
     for legend, expr in panel["queries"].items():
         found = prometheus.now(expr)
         if "needs" in panel:
@@ -92,14 +106,16 @@ def test_every_panel_has_data(panel: dict[str, Any], seen: tuple[Service, Promet
             assert all(label in labels for labels, _ in found) or label == "version", "a legend without its label"
 
 
-def test_the_counters_are_those_of_the_traffic(seen: tuple[Service, Prometheus, Answers]) -> None:
-    _, prometheus, statuses = seen
-    assert statuses[503] > 20, "the burst was too small for this machine"
-    found = prometheus.now('sum by (status_code) (ray_serve_num_http_requests_total{method="POST"})')
-    by_status = {int(labels["status_code"]): value for labels, value in found}
-    # Serve counts from HAProxy's log, which in a burst drops some lines (0-27 % here): `haproxy_process_dropped_logs_total`.
-    assert 0.5 * statuses[503] <= by_status.pop(503) <= statuses[503]
-    assert by_status == {status: sent for status, sent in statuses.items() if status != 503}
+def test_the_counters_are_those_of_the_traffic(seen: Seen) -> None:
+    prometheus, statuses = seen.prometheus, seen.statuses
+    assert statuses[503] >= 20, "the bursts were too small for this machine"
+    by_status = {
+        int(labels["status_code"]): value for labels, value in prometheus.now(f"sum by (status_code) ({SERVES})")
+    }
+    missing = {status: sent - by_status.pop(status) for status, sent in statuses.items()}
+    assert by_status == {}
+    assert min(missing.values()) >= 0
+    assert sum(missing.values()) <= prometheus.value(DROPPED), "what HAProxy did not log, and nothing else"
     images = {labels["code"]: v for labels, v in prometheus.now("sum by (code) (ray_recognition_images_total)")}
     assert images["ok"] == statuses[200]
     assert images["corrupt_image"] == statuses[400] == 2 * CUT
@@ -112,6 +128,10 @@ def test_the_counters_are_those_of_the_traffic(seen: tuple[Service, Prometheus, 
     assert boxes["person"] in (3 * statuses[200], 4 * statuses[200]), "as many as the weights find on bus.jpg"
 
 
+def by_label(found: list[tuple[Labels, float]], label: str) -> list[tuple[str, float]]:
+    return [(labels[label], value) for labels, value in found]
+
+
 def of(board: str, title: str) -> dict[str, str]:
     queries: dict[str, str] = next(p for p in monitoring.source("dashboards")[board]["panels"] if p["title"] == title)[
         "queries"
@@ -119,8 +139,8 @@ def of(board: str, title: str) -> dict[str, str]:
     return queries
 
 
-def test_what_the_panels_show_is_true(seen: tuple[Service, Prometheus, Answers]) -> None:
-    _, prometheus, statuses = seen
+def test_what_the_panels_show_is_true(seen: Seen) -> None:
+    prometheus = seen.prometheus
     shown = {q: prometheus.now(expr) for q, expr in of("capacity", "Replicas").items()}
     assert [value for _, value in shown["healthy"] + shown["wanted"]] == [1, 1]
     assert prometheus.value(of("batching", "Images in a batch")["mean"]) == pytest.approx(1)
@@ -128,27 +148,31 @@ def test_what_the_panels_show_is_true(seen: tuple[Service, Prometheus, Answers])
     assert full == pytest.approx(100, abs=1), "Ray takes the middle of the bucket"
     busy = prometheus.value(of("batching", "Batches in an engine at a time (two at most)")["{{replica}}"])
     assert 0 < busy <= 2.1
-    (rates,) = (prometheus.now(expr) for expr in of("service", "Predictions by status").values())
-    share = {labels["status_code"]: value / sum(v for _, v in rates) for labels, value in rates}
-    for status in ("200", "400", "503"):
-        assert share[status] == pytest.approx(statuses[int(status)] / sum(statuses.values()), abs=0.15)
+    (query,) = of("service", "Predictions by status").values()
+    rates = prometheus.now(query.replace("$__rate_interval", f"{time.time() - seen.since + 5:.0f}s"))  # the second time
+    before = dict(by_label(prometheus.now(f"sum by (status_code) ({SERVES} @ {seen.since})"), "status_code"))
+    after = dict(by_label(prometheus.now(f"sum by (status_code) ({SERVES})"), "status_code"))
+    came = {status: value - before[status] for status, value in after.items()}
+    for status, rate in by_label(rates, "status_code"):
+        share = rate / sum(value for _, value in rates)
+        assert share == pytest.approx(came[status] / sum(came.values()), abs=0.02), status
     answered = prometheus.value(of("service", "Answered, of all predictions (1 h)")["answered"])
-    failed = statuses[503] / sum(statuses.values())
-    # Of the first burst a rate may not know: the counter begins with it. Of both, Serve misses some.
-    assert 0.5 * (failed / 2) / (1 - failed / 2) <= 1 - answered <= failed + 0.02
+    grown = f"sum by (status_code) (max_over_time({SERVES}[1h]) - min_over_time({SERVES}[1h]))"
+    known = dict(by_label(prometheus.now(grown), "status_code"))
+    assert 1 - answered == pytest.approx(known["503"] / sum(known.values()), abs=0.02)
     latency = {q: prometheus.value(expr) for q, expr in of("service", "Latency of answers").items()}
-    assert 0.01 < latency["p50"] <= latency["p95"] <= latency["p99"] < 60
+    assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"] < 60
     stages = {labels["stage"]: v for labels, v in prometheus.now(of("service", "Time in each stage, p95")["{{stage}}"])}
     assert set(stages) == {"preprocess", "detect", "postprocess"}
-    assert stages["postprocess"] < stages["detect"] < latency["p99"]
+    assert min(stages.values()) > 0
     (live,) = prometheus.now("ray_recognition_weights_live == 1")
     (swaps,) = (prometheus.now(expr) for expr in of("upgrades", "Changes of weights, by outcome").values())
     assert {labels["outcome"]: value for labels, value in swaps} == {"live": 1, "missing": 1}
     assert live[0]["sha256"]
 
 
-def test_the_alerts_of_this_traffic_fire_and_no_others(seen: tuple[Service, Prometheus, Answers]) -> None:
-    _, prometheus, _ = seen
+def test_the_alerts_of_this_traffic_fire_and_no_others(seen: Seen) -> None:
+    prometheus = seen.prometheus
     fired = prometheus.firing()
     assert {"AvailabilityBurnsFast", "WeightsRefused", "SettingsRefused"} <= fired
     assert fired <= {"AvailabilityBurnsFast", "WeightsRefused", "SettingsRefused", "LatencyBurnsFast"}, (
@@ -157,8 +181,8 @@ def test_the_alerts_of_this_traffic_fire_and_no_others(seen: tuple[Service, Prom
 
 
 @pytest.mark.parametrize("alert", [pytest.param(one, id=one["alert"]) for one in ALERTS])
-def test_every_metric_of_an_alert_exists(alert: dict[str, Any], seen: tuple[Service, Prometheus, Answers]) -> None:
-    _, prometheus, _ = seen
+def test_every_metric_of_an_alert_exists(alert: dict[str, Any], seen: Seen) -> None:
+    prometheus = seen.prometheus
     missing = {name for name in METRIC.findall(alert["expr"]) if not prometheus.now(f"count({name})")}
     assert not missing or "needs" in alert, missing
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from loadtests.service import config, free_port, model, running
+from loadtests.service import config, free_port, running
 from tests.conftest import ROOT
 from tests.terraform.applied import IMAGE, VARIABLES, Root, applied, initialised
 from tests.terraform.iam import matches
@@ -175,10 +174,22 @@ def test_alarms_watch_what_sagemaker_answers(account: Root) -> None:
     assert watched == [{"EndpointName": "recognition-staging", "VariantName": "all"}] * 2
 
 
-def test_the_container_serves_as_sagemaker_starts_it(
-    account: Root, monkeypatch: pytest.MonkeyPatch, bus: bytes
+@pytest.fixture(scope="module")
+def published(account: Root, bucket: str) -> str:
+    """The address that the command in Terraform's output prints."""
+    typed = json.loads(account("output", "-json"))["publish"]["value"].split()
+    assert typed[-1] == f"s3://{bucket}/default.pt"
+    made = subprocess.run(
+        [f"{ROOT}/.venv/bin/python", *typed[1:]], cwd=ROOT, env=account.env, capture_output=True, text=True, check=False
+    )
+    assert not made.returncode, made.stderr
+    return made.stdout.split()[-1]
+
+
+def test_the_container_serves_the_buckets_weights_as_sagemaker_starts_it(
+    account: Root, published: str, monkeypatch: pytest.MonkeyPatch, bus: bytes
 ) -> None:
-    """With the environment that the model has in AWS, less the GPU."""
+    """With the environment that the model has in AWS, less the GPU, and with weights from the bucket."""
     sagemaker = account.client("sagemaker")
     (made,) = sagemaker.list_models()["Models"]
     container = sagemaker.describe_model(ModelName=made["ModelName"])["PrimaryContainer"]
@@ -190,30 +201,19 @@ def test_the_container_serves_as_sagemaker_starts_it(
     ingress = difference["applications"][0]["deployments"][0]
     assert ingress.pop("ray_actor_options")["num_gpus"] > 0
     ingress |= {"num_replicas": 1}
+    difference["applications"][0].setdefault("args", {})["weights"] = published
     difference["http_options"] = {"port": free_port()}
     monkeypatch.setenv("SERVE_CONFIG_DIFFERENCE", json.dumps(difference))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", account.endpoint)
     with running(config(1)) as service:
         url = f"http://127.0.0.1:{difference['http_options']['port']}"
         assert httpx.get(f"{url}/ping").status_code == 200
         answer = httpx.post(f"{url}/invocations", content=bus, headers={"Content-Type": "image/jpeg"}, timeout=60)
         assert answer.json()["images"][0]["results"]
+        assert httpx.get(f"{url}/v1/models", timeout=60).json()["models"][0]["uri"] == published
         too_long = httpx.post(f"{url}/invocations", content=b"x" * 6_291_457, headers={"Content-Type": "image/jpeg"})
         assert too_long.status_code == 413
         assert any(f":{difference['http_options']['port']}" in line for line in service.lines)
-
-
-def test_weights_are_published_to_and_served_from_the_bucket(account: Root, bucket: str, bus: bytes) -> None:
-    typed = json.loads(account("output", "-json"))["publish"]["value"].split()
-    assert typed[-1] == f"s3://{bucket}/default.pt"
-    made = subprocess.run(
-        [f"{ROOT}/.venv/bin/python", *typed[1:]], cwd=ROOT, env=account.env, capture_output=True, text=True, check=False
-    )
-    assert not made.returncode, made.stderr
-    os.environ["AWS_ENDPOINT_URL"] = account.endpoint  # taken back when moto is stopped, see s3.bucket
-    with running(config(free_port(), weights=made.stdout.split()[-1])) as service:
-        answer = httpx.post(f"{service.url}/v1/predict", files={"file": bus}, timeout=60)
-        assert answer.json()["images"][0]["results"]
-        assert model(service)["uri"] == made.stdout.split()[-1]
 
 
 def test_all_of_it_can_be_destroyed(account: Root, bucket: str) -> None:

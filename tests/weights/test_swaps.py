@@ -16,6 +16,7 @@ from loadtests.drills.swaps import REASONS, Operator, asking, judge
 from loadtests.drills.weights_versions import Versions
 from loadtests.service import NotStarted, Service, command, config, free_port, running
 from serve_app.weights.identity import Pinned
+from tests.conftest import ONE_TRY
 from tests.graph.test_reconfigure import eventually
 
 
@@ -97,7 +98,7 @@ def test_a_broken_first_version_is_no_start(tmp_path: Path) -> None:
         versions = Versions(bucket, tmp_path)
         bad = versions.broken("golden")
         args = {"weights": bad, "s3_endpoint_url": bucket.endpoint, "weights_cache": str(tmp_path / "cache")}
-        with pytest.raises(NotStarted, match="golden set"), running(config(free_port(), **args)):
+        with pytest.raises(NotStarted, match="golden set"), running(config(free_port(), **args), env=ONE_TRY):
             pass
 
 
