@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -104,9 +105,25 @@ def test_every_reason_of_a_refused_swap_is_documented() -> None:
 
 
 @pytest.mark.parametrize("folder", ["serve_app", "loadtests"])
-def test_the_tree_names_every_module(folder: str) -> None:
-    named = set(re.findall(r"^(\w+\.py) ", TEXTS[f"{folder}/README.md"], re.MULTILINE))
-    assert named == {p.name for p in (ROOT / folder).rglob("*.py")} - {"__init__.py"}
+def test_the_tree_names_every_module_in_its_package(folder: str) -> None:
+    package, named = "", set()
+    for line in TEXTS[f"{folder}/README.md"].splitlines():
+        if heading := re.match(r"`?([\w/]+/)`?(,| {2})", line):
+            package = heading[1].removeprefix(f"{folder}/")
+        elif module := re.match(r"(\w+\.py) ", line):
+            named.add(package + module[1])
+    modules = (p.relative_to(ROOT / folder) for p in (ROOT / folder).rglob("*.py"))
+    assert named == {str(path) for path in modules if path.name != "__init__.py"}
+
+
+def test_every_step_of_a_photos_way_is_in_the_code() -> None:
+    (block,) = (b for b in BLOCKS if b.text.startswith("http/proxy_middleware.py:"))
+    steps = re.findall(r"([\w/]+\.py):([\w.]+)", block.text)
+    assert len(block.text.splitlines()) == 8 <= len(steps)
+    for file, name in steps:
+        inside: Any = ast.parse((ROOT / "serve_app" / file).read_text())
+        for part in name.split("."):
+            (inside,) = (node for node in inside.body if getattr(node, "name", "") == part)
 
 
 def test_every_error_code_is_documented() -> None:
