@@ -15,8 +15,8 @@ from serve_app import deadline
 from serve_app.errors import InvalidParameter, Timeout
 from serve_app.graph.batch_admission import BatchAdmission
 from serve_app.graph.detector import Detector, QueuedImage
+from serve_app.graph.engine_watchdog import Watchdog
 from serve_app.graph.payloads import Prepared
-from serve_app.graph.watchdog import Watchdog
 from serve_app.settings import PredictOptions
 from serve_app.vision.image import Letterbox
 from tests.http.test_errors import check

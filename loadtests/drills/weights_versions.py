@@ -14,7 +14,7 @@ from loadtests import s3_server
 from serve_app.vision import sample_photos
 from serve_app.vision.engines.checkpoint import read_checkpoint
 from serve_app.vision.engines.pytorch import TorchEngine
-from serve_app.weights import golden
+from serve_app.weights import golden_set
 from serve_app.weights.address import Address
 from serve_app.weights.identity import BUNDLED, Manifest, Pinned, local, sha256_of
 from serve_app.weights.store import Store
@@ -32,7 +32,7 @@ class Versions:
         assert found.manifest
         model = TorchEngine(read_checkpoint(BUNDLED))
         paths = sample_photos.files()
-        made = golden.make(model, model.class_names, paths, found.image_size)
+        made = golden_set.make(model, model.class_names, paths, found.image_size)
         self._manifest = found.manifest.model_copy(update={"golden": made})
 
     def good(self) -> Pinned:

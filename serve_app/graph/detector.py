@@ -20,10 +20,10 @@ from ray import serve
 from serve_app import metrics, tracing
 from serve_app.errors import Timeout
 from serve_app.graph.batch_admission import BatchAdmission
+from serve_app.graph.engine_watchdog import Watchdog
 from serve_app.graph.live_weights import LiveWeights
 from serve_app.graph.payloads import Detected, Prepared, Serving
 from serve_app.graph.stage import Stage
-from serve_app.graph.watchdog import Watchdog
 from serve_app.settings import AppSettings, DetectorSettings
 from serve_app.vision import boxes
 

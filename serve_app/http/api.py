@@ -1,6 +1,6 @@
 """The HTTP application: its routes, who may call them, and the headers of every response.
 
-Knows the service behind it only as a `Recogniser`.
+Knows the service behind it only as a `RecognitionService`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from swagger_ui_bundle import swagger_ui_path
 from serve_app import __version__
 from serve_app.http import oip, predict, problems
 from serve_app.http.auth import Keys
-from serve_app.http.recogniser import Recogniser
+from serve_app.http.recognition_service import RecognitionService
 from serve_app.http.request_log import RequestLog, log_facts
 from serve_app.http.schemas import Health, ModelCard, ModelsAnswer, Problem, ServedModel
 from serve_app.settings import ROOT, AppSettings
@@ -51,7 +51,7 @@ MALFORMED: dict[str, Any] = {
 }
 
 
-def build_api(service: Recogniser) -> FastAPI:
+def build_api(service: RecognitionService) -> FastAPI:
     """Builds the ASGI application around a service."""
     api = FastAPI(
         title="Image recognition",
@@ -117,7 +117,7 @@ class FixedHeaders:
         await self.app(scope, receive, send_with_headers)
 
 
-def model_routes(service: Recogniser) -> APIRouter:
+def model_routes(service: RecognitionService) -> APIRouter:
     """The route that lists the live weights."""
     routes = APIRouter()
 
@@ -129,7 +129,7 @@ def model_routes(service: Recogniser) -> APIRouter:
     return routes
 
 
-def probes(service: Recogniser) -> APIRouter:
+def probes(service: RecognitionService) -> APIRouter:
     """The probes of Kubernetes and SageMaker; they never need an API key."""
     routes = APIRouter()
 

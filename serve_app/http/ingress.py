@@ -42,7 +42,7 @@ class StageLost(NotReady):
 
 
 class Ingress:
-    """The ingress with the three stages in replicas of their own, or behind `LocalHandle`s. Implements `Recogniser`."""
+    """The ingress; its three stages are replicas, or behind `LocalHandle`s. Implements `RecognitionService`."""
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from serve_app.errors import MalformedRequest, NotFound, PayloadTooLarge
 from serve_app.graph.payloads import Finished
 from serve_app.http import upload
 from serve_app.http.predict import all_of, recognise
-from serve_app.http.recogniser import Recogniser
+from serve_app.http.recognition_service import RecognitionService
 from serve_app.http.schemas import rows
 from serve_app.settings import AppSettings, PredictOptions
 
@@ -33,7 +33,7 @@ BINARY = "inference-header-content-length"
 PROTOCOL_PARAMETERS = ("binary_data_output",)  # ignored: outputs are always JSON, which the protocol allows
 
 
-def router(service: Recogniser) -> APIRouter:
+def router(service: RecognitionService) -> APIRouter:
     """The routes around a service; `{model}` is the name of the live weights."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
@@ -71,7 +71,7 @@ def router(service: Recogniser) -> APIRouter:
     return routes
 
 
-def probes(service: Recogniser) -> APIRouter:
+def probes(service: RecognitionService) -> APIRouter:
     """The routes that a platform calls without an API key."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 

@@ -18,7 +18,7 @@ from serve_app.graph.payloads import Finished, slowest_ms
 from serve_app.http import upload
 from serve_app.http.coco import CocoResult
 from serve_app.http.problems import request_id
-from serve_app.http.recogniser import Recogniser
+from serve_app.http.recognition_service import RecognitionService
 from serve_app.http.request_log import log_outcome
 from serve_app.http.schemas import ImageAnswer, Metadata, ModelCard, PredictAnswer
 from serve_app.settings import PredictOptions
@@ -59,7 +59,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def router(service: Recogniser) -> APIRouter:
+def router(service: RecognitionService) -> APIRouter:
     """The routes around a service."""
     routes = APIRouter()
 
@@ -85,7 +85,7 @@ def router(service: Recogniser) -> APIRouter:
 
 
 async def recognise(
-    service: Recogniser, request: Request, sent: upload.Upload, expires_at: float
+    service: RecognitionService, request: Request, sent: upload.Upload, expires_at: float
 ) -> list[Finished | AppError]:
     """Returns each image's detections or its error, in order. Raises the first error if all images fail."""
     slots = asyncio.Semaphore(IMAGES_AT_A_TIME)

@@ -37,8 +37,8 @@ def check(content: dict[str, Any]) -> None:
 
 
 def apart(content: dict[str, Any]) -> dict[str, Any]:
-    """The configuration merged with kuberay/apart.yaml, which runs each stage in replicas of its own."""
-    found: dict[str, Any] = merged(content, yaml.safe_load((ROOT / "kuberay" / "apart.yaml").read_text()))
+    """The configuration merged with kuberay/separate-stages.yaml, which runs each stage in replicas of its own."""
+    found: dict[str, Any] = merged(content, yaml.safe_load((ROOT / "kuberay" / "separate-stages.yaml").read_text()))
     return found
 
 

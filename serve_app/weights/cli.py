@@ -9,21 +9,21 @@ from pathlib import Path
 
 from serve_app.errors import WrongWeights
 from serve_app.settings import AppSettings
-from serve_app.weights import golden, hub, loader, store
+from serve_app.weights import golden_set, loader, store, ultralytics_weights
 from serve_app.weights.identity import Manifest, local
 from serve_app.weights.loader import Loaded
 
 
 def pull(args: argparse.Namespace) -> int:
     """Downloads published weights into `models/`."""
-    print(hub.pull(args.name, args.sha256, args.source))
+    print(ultralytics_weights.pull(args.name, args.sha256, args.source))
     return 0
 
 
 def make_golden(args: argparse.Namespace) -> int:
     """Writes a golden set: photos, and the objects these weights find on them. Review it before you use it."""
     loaded, size = load(args.weights, args)
-    made = golden.make(loaded.engine, loaded.weights.class_names, args.photos, size)
+    made = golden_set.make(loaded.engine, loaded.weights.class_names, args.photos, size)
     args.out.write_text(made.model_dump_json(indent=1))
     for photo in made.photos:
         print(f"{photo.file}: {', '.join(f'{o.name} {o.score:.0%}' for o in photo.objects) or 'nothing'}")
@@ -34,10 +34,10 @@ def make_golden(args: argparse.Namespace) -> int:
 def publish(args: argparse.Namespace) -> int:
     """Checks weights as a Detector does, golden set included, uploads them and prints their pinned address."""
     found = local(args.file)
-    chosen = golden.Golden.model_validate_json(args.golden.read_bytes()) if args.golden else None
+    chosen = golden_set.Golden.model_validate_json(args.golden.read_bytes()) if args.golden else None
     loaded, size = load(args.file, args)
     if chosen:
-        golden.check(chosen, loaded.engine, loaded.weights.class_names, size)
+        golden_set.check(chosen, loaded.engine, loaded.weights.class_names, size)
     bytes_, names = Path(found.uri).stat().st_size, loaded.weights.class_names
     manifest = Manifest(sha256=found.sha256, bytes=bytes_, class_names=names, image_size=size, golden=chosen)
     print(store.Store(args.endpoint_url).publish(Path(found.uri), manifest, args.uri).uri)
@@ -93,9 +93,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     s3.add_argument("--endpoint-url", help="URL of an S3-compatible store; AWS when not given")
 
     command = commands.add_parser("pull", help=pull.__doc__)
-    command.add_argument("name", choices=hub.PULLABLE)
+    command.add_argument("name", choices=ultralytics_weights.PULLABLE)
     command.add_argument("--sha256", help="required for weights whose sha256 this project does not pin")
-    command.add_argument("--source", default=hub.SOURCE, help="URL of a mirror")
+    command.add_argument("--source", default=ultralytics_weights.SOURCE, help="URL of a mirror")
     command.set_defaults(run=pull)
 
     command = commands.add_parser("golden", help=make_golden.__doc__, parents=[s3])

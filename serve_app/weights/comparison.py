@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from serve_app.errors import AppError
 from serve_app.vision import drawing
-from serve_app.weights import golden
-from serve_app.weights.golden import Expected
+from serve_app.weights import golden_set
+from serve_app.weights.golden_set import Expected
 from serve_app.weights.loader import Loaded
 
 CONF = 0.25
@@ -54,7 +54,7 @@ def run(a: tuple[Loaded, int], b: tuple[Loaded, int], folder: Path, sheet: Path)
     for photo in tqdm(sorted(p for p in folder.iterdir() if p.is_file()), unit="photo"):
         try:
             content = photo.read_bytes()
-            found = [golden.found(x.engine, x.weights.class_names, content, size, CONF) for x, size in (a, b)]
+            found = [golden_set.found(x.engine, x.weights.class_names, content, size, CONF) for x, size in (a, b)]
         except AppError as error:
             unread.append(f"{photo.name}: {error}")
         else:
@@ -85,15 +85,15 @@ def difference(photo: Path, a: list[Expected], b: list[Expected]) -> Difference:
     unmatched_b, unmatched_a, overlaps = list(b), [], []
     for one in a:
         same_class = (o for o in unmatched_b if o.name == one.name)
-        best = max(same_class, key=lambda o: golden.overlap(o.box, one.box), default=None)
-        if best and (shared := golden.overlap(best.box, one.box)) >= SAME:
+        best = max(same_class, key=lambda o: golden_set.overlap(o.box, one.box), default=None)
+        if best and (shared := golden_set.overlap(best.box, one.box)) >= SAME:
             unmatched_b.remove(best)
             overlaps.append(shared)
         else:
             unmatched_a.append(one)
     renamed = 0
     for one in list(unmatched_a):
-        other = next((o for o in unmatched_b if golden.overlap(o.box, one.box) >= SAME), None)
+        other = next((o for o in unmatched_b if golden_set.overlap(o.box, one.box) >= SAME), None)
         if other:
             unmatched_a.remove(one)
             unmatched_b.remove(other)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serve_app.errors import DamagedWeights, MissingWeights
 from serve_app.settings import ROOT
-from serve_app.weights.golden import Golden
+from serve_app.weights.golden_set import Golden
 
 MODELS = ROOT / "models"
 PREFERRED, BUNDLED = MODELS / "yolov8n.pt", MODELS / "default.pt"

@@ -19,7 +19,7 @@ import numpy as np
 from serve_app.errors import DamagedWeights, NotFinite, WrongWeights
 from serve_app.settings import ROOT
 from serve_app.vision.engines.engine import build
-from serve_app.weights import golden
+from serve_app.weights import golden_set
 from serve_app.weights.address import SCHEME
 from serve_app.weights.identity import BUNDLED, Pinned, Weights, local
 from serve_app.weights.store import Store
@@ -103,9 +103,9 @@ def load(
         loaded.warm(batch_sizes, size)
     with timed("golden", seconds):
         if manifest and manifest.golden:
-            golden.check(manifest.golden, engine, engine.class_names, size)
+            golden_set.check(manifest.golden, engine, engine.class_names, size)
             if old:
-                golden.check_speed(manifest.golden, engine, old.engine, size)
+                golden_set.check_speed(manifest.golden, engine, old.engine, size)
     steps = ", ".join(f"{step} {took:.2f} s" for step, took in seconds.items())
     kind = "bundled model" if loaded.weights.bundled else "weights"
     logger.info("%s %s (%s) on %s: %s", kind, pinned.uri, pinned.sha256[:12], device, steps)

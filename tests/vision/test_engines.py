@@ -18,7 +18,7 @@ from serve_app.vision.engines import int8, openvino
 from serve_app.vision.engines.checkpoint import DetectionModel, names_of, read_checkpoint
 from serve_app.vision.engines.openvino import OpenVinoEngine, graph
 from serve_app.vision.engines.pytorch import TorchEngine
-from serve_app.weights import golden, identity
+from serve_app.weights import golden_set, identity
 
 
 class Attack:
@@ -165,12 +165,12 @@ def test_int8_is_calibrated_once_and_finds_the_same(
     assert sorted(f.suffix for f in tmp_path.iterdir()) == [".bin", ".xml"]
     network = OpenVinoEngine(kept, model.class_names, "int8")
     for photo in (bus, zidane):
-        wanted = [o for o in golden.found(model, model.class_names, photo, 640, 0.5) if o.score >= 0.6]
-        got = golden.found(network, model.class_names, photo, 640, 0.4)
+        wanted = [o for o in golden_set.found(model, model.class_names, photo, 640, 0.5) if o.score >= 0.6]
+        got = golden_set.found(network, model.class_names, photo, 640, 0.4)
         assert wanted
         for want in wanted:
             same = [o for o in got if o.name == want.name and abs(o.score - want.score) <= 0.2]
-            assert max(golden.overlap(o.box, want.box) for o in same) >= 0.85
+            assert max(golden_set.overlap(o.box, want.box) for o in same) >= 0.85
 
 
 def test_int8_without_nncf_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

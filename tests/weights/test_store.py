@@ -16,7 +16,7 @@ from serve_app.__main__ import main
 from serve_app.errors import DamagedWeights, DeniedWeights, MissingWeights, UnreachableStore
 from serve_app.settings import AppSettings
 from serve_app.vision import sample_photos
-from serve_app.weights import golden, loader, store
+from serve_app.weights import golden_set, loader, store
 from serve_app.weights.address import Address
 from serve_app.weights.identity import BUNDLED, Manifest, Pinned, local, sha256_of
 from serve_app.weights.store import Store
@@ -240,7 +240,7 @@ def test_publish_refuses_what_fails_its_golden_set(
     loaded = loader.load(
         str(BUNDLED), lambda u: loader.fetch(u, settings), settings=settings, size=416, device="cpu", batch_sizes={1}
     )
-    made = golden.make(loaded.engine, loaded.weights.class_names, sample_photos.files(), 416)
+    made = golden_set.make(loaded.engine, loaded.weights.class_names, sample_photos.files(), 416)
     moved = [
         p.model_copy(update={"objects": tuple(o.model_copy(update={"name": "truck"}) for o in p.objects)})
         for p in made.photos

@@ -11,7 +11,7 @@ from serve_app.graph.payloads import Finished, Serving
 from serve_app.settings import AppSettings, PredictOptions
 
 
-class Recogniser(Protocol):
+class RecognitionService(Protocol):
     """The service as the routes see it. Its methods raise AppErrors; any other exception is a bug."""
 
     settings: AppSettings

@@ -7,14 +7,14 @@ import threading
 
 import pytest
 
-from serve_app.graph import watchdog
-from serve_app.graph.watchdog import EngineHung, Watchdog
+from serve_app.graph import engine_watchdog
+from serve_app.graph.engine_watchdog import EngineHung, Watchdog
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "HUNG_S", 0.2)
-    monkeypatch.setattr(watchdog, "QUIET_S", 0.1)
+    monkeypatch.setattr(engine_watchdog, "HUNG_S", 0.2)
+    monkeypatch.setattr(engine_watchdog, "QUIET_S", 0.1)
 
 
 def test_traffic_is_proof_enough() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.__main__ import main
 from serve_app.errors import WeightsError
-from serve_app.weights import hub, identity
+from serve_app.weights import identity, ultralytics_weights
 from tests.conftest import http_server
 
 CONTENT = bytes(range(256)) * 4096
@@ -48,7 +48,7 @@ def mirror() -> Iterator[str]:
 
 
 def test_pull_verifies_and_names_the_file_last(mirror: str, tmp_path: Path) -> None:
-    path = hub.pull("yolov8s", SHA256, mirror, tmp_path)
+    path = ultralytics_weights.pull("yolov8s", SHA256, mirror, tmp_path)
     assert path.read_bytes() == CONTENT
     assert [p.name for p in tmp_path.iterdir()] == ["yolov8s.pt"]
 
@@ -56,26 +56,26 @@ def test_pull_verifies_and_names_the_file_last(mirror: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("have", [1, 500_000, len(CONTENT)], ids=["one byte", "half", "all of it"])
 def test_pull_goes_on_where_it_stopped(mirror: str, tmp_path: Path, have: int) -> None:
     (tmp_path / "yolov8s.pt.part").write_bytes(CONTENT[:have])
-    assert hub.pull("yolov8s", SHA256, mirror, tmp_path).read_bytes() == CONTENT
+    assert ultralytics_weights.pull("yolov8s", SHA256, mirror, tmp_path).read_bytes() == CONTENT
     assert Mirror.ranges == [f"bytes={have}-"]
 
 
 def test_pull_twice_asks_once(mirror: str, tmp_path: Path) -> None:
     for _ in range(2):
-        hub.pull("yolov8s", SHA256, mirror, tmp_path)
+        ultralytics_weights.pull("yolov8s", SHA256, mirror, tmp_path)
     assert Mirror.ranges == [None]
 
 
 def test_a_wrong_hash_leaves_nothing(mirror: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="was deleted"):
-        hub.pull("yolov8s", "0" * 64, mirror, tmp_path)
+        ultralytics_weights.pull("yolov8s", "0" * 64, mirror, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_of_another_hash_is_not_overwritten(mirror: str, tmp_path: Path) -> None:
     (tmp_path / "yolov8s.pt").write_bytes(b"mine")
     with pytest.raises(WeightsError, match="another sha256"):
-        hub.pull("yolov8s", SHA256, mirror, tmp_path)
+        ultralytics_weights.pull("yolov8s", SHA256, mirror, tmp_path)
     assert (tmp_path / "yolov8s.pt").read_bytes() == b"mine"
 
 
@@ -91,7 +91,7 @@ def test_what_cannot_be_pulled_says_why(
     mirror: str, tmp_path: Path, name: str, sha256: str | None, source: str | None, message: str
 ) -> None:
     with pytest.raises(WeightsError, match=message):
-        hub.pull(name, sha256, source or mirror, tmp_path)
+        ultralytics_weights.pull(name, sha256, source or mirror, tmp_path)
 
 
 def test_the_command_reports_an_error_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
