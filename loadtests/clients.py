@@ -143,9 +143,9 @@ def cpu_seconds(pid: int) -> dict[int, tuple[str, float]]:
 
 def others_seconds(pid: int) -> float:
     """CPU seconds so far of everything but the service and these clients, including time the hypervisor has stolen."""
-    ours = sum(spent for _, spent in cpu_seconds(pid).values()) + time.process_time()
+    own = sum(spent for _, spent in cpu_seconds(pid).values()) + time.process_time()
     times = psutil.cpu_times()
-    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice - ours)
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice - own)
 
 
 def name_of(process: psutil.Process) -> str:

@@ -89,13 +89,12 @@ class Traffic:
         late = answer.status == HTTPStatus.GATEWAY_TIMEOUT
         return "late" if late else "lost", f"{answer.status} {answer.body[:200]!r}"
 
-    async def closed(self, http: aiohttp.ClientSession, n: int) -> None:
-        """A closed-loop client. It pauses for 0.2 s after a refused or lost request."""
+    async def closed(self, http: aiohttp.ClientSession, n: int, pause_s: float) -> None:
+        """A closed-loop client. It pauses after each request, for at least 0.2 s after a refused or lost one."""
         while not self._stop.is_set():
             row = await self.ask(http, n)
             n += 1
-            if row.verdict in ("refused", "lost"):
-                await asyncio.sleep(0.2)
+            await asyncio.sleep(max(pause_s, 0.2) if row.verdict in ("refused", "lost") else pause_s)
 
     async def open(
         self, ask: Callable[[int], Coroutine[Any, Any, Row]], rate: float, until: Callable[[], bool]
@@ -108,12 +107,12 @@ class Traffic:
                 n += 1
                 await asyncio.sleep(max(0.0, began + n / rate - time.monotonic()))
 
-    async def _run(self, ready: threading.Event, closed: int, rate: float) -> None:
+    async def _run(self, ready: threading.Event, closed: int, rate: float, pause_s: float) -> None:
         async with self.session() as kept, self.session(new=True) as new:
             await self.learn(kept)
             await self.ask(kept, 0)
             ready.set()
-            clients = [self.closed(new if n % 2 else kept, n) for n in range(closed)]
+            clients = [self.closed(new if n % 2 else kept, n, pause_s) for n in range(closed)]
             await asyncio.gather(*clients, self.open(partial(self.ask, kept), rate, self._stop.is_set))
 
     def session(self, new: bool = False) -> aiohttp.ClientSession:
@@ -123,10 +122,13 @@ class Traffic:
         return aiohttp.ClientSession(connector=connector, headers=headers, timeout=aiohttp.ClientTimeout(2 * LATE_S))
 
     @contextmanager
-    def flowing(self, closed: int = 4, rate: float = 4.0) -> Iterator[None]:
-        """Sends traffic while the block runs: `closed` clients and `rate` requests/s. Raises ConnectionError."""
+    def flowing(self, closed: int = 4, rate: float = 4.0, pause_s: float = 0.0) -> Iterator[None]:
+        """Sends traffic while the block runs: `closed` clients with pauses, and `rate` requests/s.
+
+        Raises ConnectionError.
+        """
         ready = threading.Event()
-        with in_thread(self._run(ready, closed, rate)) as thread:
+        with in_thread(self._run(ready, closed, rate, pause_s)) as thread:
             while not ready.wait(0.1):
                 if not thread.is_alive():
                     raise ConnectionError(f"{self.url} does not answer")

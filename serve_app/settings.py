@@ -81,7 +81,7 @@ class AppSettings(BaseModel):
     max_requests_per_key: PositiveInt = Field(32, description="requests of one key at a time, in one ingress replica")
     cors_origins: tuple[str, ...] = Field((), description="origins whose pages may call the service; none when empty")
     log_details: Fraction = Field(
-        0.0, description="share of requests whose line in the log tells options and findings too, 0 to 1"
+        0.0, description="share of requests whose log line also has the options and what was found, 0 to 1"
     )
     image_url_hosts: tuple[str, ...] = Field(
         (), description="hosts from which `source` may name an https URL; none when empty"

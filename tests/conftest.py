@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from loadtests.service import ROOT, Service, config, free_port, ray_files, running
 from serve_app.ops import manifests
@@ -36,8 +37,8 @@ def users_of(item: pytest.Item | None) -> set[str]:
     return {"service", "graph", "rendered"} & set(getattr(item, "fixturenames", ()))
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before xdist reads the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Groups tests that share a service, or write the same files: one after the other, and with `-n` in one process."""
     groups: dict[str, list[pytest.Item]] = {}
     for item in items:
@@ -45,6 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(name))
         groups.setdefault(name, []).append(item)
     items[:] = [item for group in groups.values() for item in group]
+    yield
 
 
 @pytest.hookimpl(trylast=True)
@@ -76,17 +78,45 @@ def server(service: Service) -> str:
     return service.url
 
 
+SPANS: list[tuple[str, str, dict[str, str]]] = []  # of `graph`: trace, name, attributes
+
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    """What receives OTLP over HTTP."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            for scope in resource.scope_spans:
+                for span in scope.spans:
+                    attributes = {a.key: a.value.string_value for a in span.attributes}
+                    SPANS.append((span.trace_id.hex(), span.name, attributes))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @pytest.fixture(scope="session")
 def graph_config() -> dict[str, Any]:
-    """Each stage in a replica of its own, batches of up to 8."""
-    return apart(config(free_port()))
+    """Each stage in a replica of its own, batches of up to 8; every request is traced and logged in detail."""
+    content = apart(config(free_port()))
+    content["tracing_config"] = {
+        "enabled": True, "exporter_import_path": "serve_app.tracing:exporter", "sampling_ratio": 1.0,
+    }  # fmt: skip
+    content["applications"][0]["args"]["log_details"] = 1.0
+    return content
 
 
 @pytest.fixture(scope="session")
 def graph(graph_config: dict[str, Any]) -> Iterator[Service]:
     """The same service as it runs on a cluster; `service` has all stages in one process, as on a laptop."""
-    with running(graph_config) as service:
-        yield service
+    with http_server(Collector) as collector:
+        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector, "OTEL_BSP_SCHEDULE_DELAY": "200"}
+        with running(graph_config, env=env) as service:
+            yield service
 
 
 @pytest.fixture

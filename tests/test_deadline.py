@@ -54,8 +54,8 @@ def test_a_moment_that_has_passed_stops_a_stage() -> None:
 class Network:
     """Counts what it is given, and notes how many batches have a lane then."""
 
-    def __init__(self, turns: BatchAdmission) -> None:
-        self.seen, self.running, self._admission = 0, set[int](), turns
+    def __init__(self, admission: BatchAdmission) -> None:
+        self.seen, self.running, self._admission = 0, set[int](), admission
 
     def __call__(self, squares: np.ndarray) -> np.ndarray:
         self.seen += len(squares)
@@ -73,14 +73,14 @@ def detector() -> Any:
     made._seconds = made._queue = SimpleNamespace(observe=lambda *_: None)
     made._engine = SimpleNamespace(inc=lambda *_: None)
     made._watchdog, made._replica = Watchdog(), "a"
-    places: list[QueuedImage] = []
+    images: list[QueuedImage] = []
 
-    async def detect(place: QueuedImage) -> None:
+    async def detect(queued: QueuedImage) -> None:
         """Serve's batching, which needs a replica around it: all that come in 20 ms."""
-        places.append(place)
+        images.append(queued)
         await asyncio.sleep(0.02)
-        if places:
-            batch, places[:] = list(places), []
+        if images:
+            batch, images[:] = list(images), []
             await Detector._detect.__wrapped__(made, batch)
         await asyncio.sleep(0.1)
 

@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from loadtests.service import config, free_port, running
-from serve_app.weights.identity import local
+from serve_app.weights.identity import pin_file
 
 ASK = {"conf": "0.001", "iou": "0.7", "max_det": "300"}
 
@@ -98,7 +98,7 @@ FOLDERS = {
 
 def main(model: str, data: Path, url: str | None) -> None:
     """Prints a line for each folder. Starts a service unless `url` is given."""
-    chosen = local("auto").name if model == "auto" else model
+    chosen = pin_file("auto").name if model == "auto" else model
     if url is None:
         with running(config(free_port(), weights=f"models/{chosen}.pt")) as service:
             return main(chosen, data, service.url)

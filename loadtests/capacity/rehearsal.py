@@ -89,14 +89,14 @@ def main(args: argparse.Namespace) -> None:
     replayed = Cluster(station, Autoscaler(scaling), delays, made.replicas, 1, rng).run(arrivals, trace.length)
     report(real, replayed.moments, trace.length)
     served = np.array([(one.sent, one.done - one.sent) for one in asked if one.status == HTTPStatus.OK]).T
-    told("Serve", served[0], served[1], len(asked) - len(served[0]))
-    told("simulated", replayed.outcome.sent, replayed.outcome.latency, len(replayed.outcome.refused))
+    print_latency("Serve", served[0], served[1], len(asked) - len(served[0]))
+    print_latency("simulated", replayed.outcome.sent, replayed.outcome.latency, len(replayed.outcome.refused))
     planned = f"planned {made.fewest} to {made.replicas} replicas, p95 {made.p95:.0f} ms of {made.p95_ms:g}"
     print(f"cold start {delays.replica_s:.1f} s; {planned}")
     plots.agreement(real, replayed.moments, trace, args.out / "agreement.png")
 
 
-def told(name: str, sent: Array, latency: Array, refused: int) -> None:
+def print_latency(name: str, sent: Array, latency: Array, refused: int) -> None:
     """Prints latencies of all requests, and of 140 s to 200 s: the end of the high load, when all replicas run."""
     high = latency[(sent >= 140) & (sent < 200)]
     p50, p95, p95_high = (1000 * float(x) for x in (*np.percentile(latency, [50, 95]), np.percentile(high, 95)))

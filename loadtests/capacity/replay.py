@@ -130,7 +130,7 @@ class Cluster:
         self.replicas.at(self.replicas.now + seconds, self._repeat, do, seconds)
 
     def _record(self) -> None:
-        """Records the mean wait since the last record, as serve_app.graph.autoscaling.Waits reports it."""
+        """Records the mean wait since the last record, as serve_app.graph.autoscaling.QueueingTimer reports it."""
         for replica in self.replicas.running:
             done, waited = self._seen.get(replica, (0, 0.0))
             images = replica.done - done

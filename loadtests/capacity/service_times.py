@@ -13,7 +13,7 @@ from loadtests.clients import Asked
 BEHIND = 0.3  # share of F: a batch that was ready so long before the end of the one before it has waited for that
 
 
-class Services(NamedTuple):
+class ServiceTimes(NamedTuple):
     """Service times of batches in ms, by batch size.
 
     alone: the batch started on an idle engine and was the only one in service.
@@ -30,7 +30,7 @@ class Services(NamedTuple):
     ranks: list[float]
 
     @classmethod
-    def of(cls, good: list[Asked]) -> Services:
+    def of(cls, good: list[Asked]) -> ServiceTimes:
         """Derives the times of all replicas from their answers, in the order in which they arrived."""
         found = cls(defaultdict(list), defaultdict(list), defaultdict(list), [])
         typical = float(np.median([one.stages_ms["detect"] for one in good]))

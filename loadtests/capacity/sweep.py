@@ -19,7 +19,7 @@ import uvloop
 
 from loadtests.capacity import trace
 from loadtests.capacity.curve import QUIET, Curve, Step, follows
-from loadtests.capacity.service_times import Services
+from loadtests.capacity.service_times import ServiceTimes
 from loadtests.clients import Asked, offer, others_seconds
 from loadtests.photo_mix import Photo
 from loadtests.service import Service, detector, shipped
@@ -109,7 +109,7 @@ def step_of(run: Offered, seconds: float) -> Step:
     good = sorted((one for one in asked if one.status == httpx.codes.OK), key=lambda one: one.done)
     if not good:
         raise ValueError(f"no answer at {run.rate:g} requests/s: {Counter(one.status for one in asked)}")
-    found = Services.of(good)
+    found = ServiceTimes.of(good)
     latency = [(one.done - one.sent) * 1000 for one in good]
     p50, p95, p99 = np.percentile(latency, [50, 95, 99]).round(1).tolist()
     statuses = Counter(one.status for one in asked)

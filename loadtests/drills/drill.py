@@ -23,7 +23,7 @@ SETTLE_S = 3.0  # traffic after each event, during which its effects may still s
 BAD = ("lost", "late", "wrong")
 # Reported, but not a failure: on one machine nothing can take over for HAProxy. Its requests are lost; it is back in
 # 4-6 s.
-HOLES = {"kill HAProxy", "kill HAProxy's manager"}
+KNOWN_LIMITATIONS = {"kill HAProxy", "kill HAProxy's manager"}
 
 
 def observe(traffic: Traffic, name: str, event: Callable[[], None], live: Callable[[], str]) -> list[Row]:
@@ -72,10 +72,10 @@ def main(args: argparse.Namespace) -> bool:
                 for name in sequence(list(chosen), args):
                     found = observe(traffic, name, chosen[name], lambda: sha256(traffic))
                     totals[name] += len(found)
-                    bad += found if name not in HOLES else []
+                    bad += found if name not in KNOWN_LIMITATIONS else []
     print(f"{len(traffic.rows)} requests; lost, late, wrong or of unknown weights: {len(bad)}")
     for name, count in (+totals).items():
-        print(f"    {name}: {count}" + (", a known limitation" if name in HOLES else ""))
+        print(f"    {name}: {count}" + (", a known limitation" if name in KNOWN_LIMITATIONS else ""))
     return bool(traffic.rows) and not bad
 
 

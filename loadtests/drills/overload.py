@@ -59,7 +59,7 @@ def overload(service: Service, times: float, seconds: float) -> dict[str, float]
     theirs = (own / seconds - peak.cpu_ms["these clients"] * peak.rate / 1000) / cores
     return {
         "goodput / peak": during / seconds / peak.rate,
-        "goodput / peak, of CPU clients leave": during / seconds / peak.rate / (1 - theirs),
+        "goodput / peak, of the CPU left": during / seconds / peak.rate / (1 - theirs),
         "p95 of answers / p95 at the peak": tail(answered) * 1000 / peak.p95,
         "p95 of refusals, s": tail(refused),
         "recovery, s": asyncio.run(recovery(traffic, normal)),

@@ -35,10 +35,10 @@ class Answers:
 
     rows: list[tuple[float, float, int, str]] = field(default_factory=list)
 
-    def ask_on(self, url: str, photo: bytes, stop: threading.Event) -> None:
-        """Runs one closed-loop client until `stop` is set."""
+    def ask_on(self, url: str, photo: bytes, stop: threading.Event, pause_s: float) -> None:
+        """Runs one closed-loop client, with a pause after each answer, until `stop` is set."""
         with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
-            while not stop.is_set():
+            while not stop.wait(pause_s):
                 sent = time.monotonic()
                 try:
                     answer = http.post("/v1/predict", files={"file": photo})
@@ -49,10 +49,11 @@ class Answers:
 
 
 @contextmanager
-def asking(url: str) -> Iterator[Answers]:
+def asking(url: str, pause_s: float = 0.0) -> Iterator[Answers]:
     """Runs CLIENTS clients while the block runs."""
     answers, stop = Answers(), threading.Event()
-    clients = [threading.Thread(target=answers.ask_on, args=(url, sample_photos.bus(), stop)) for _ in range(CLIENTS)]
+    typed = url, sample_photos.bus(), stop, pause_s
+    clients = [threading.Thread(target=answers.ask_on, args=typed) for _ in range(CLIENTS)]
     for client in clients:
         client.start()
     try:

@@ -16,7 +16,7 @@ from serve_app.vision.engines.checkpoint import read_checkpoint
 from serve_app.vision.engines.pytorch import TorchEngine
 from serve_app.weights import golden_set
 from serve_app.weights.address import Address
-from serve_app.weights.identity import BUNDLED, Manifest, Pinned, local, sha256_of
+from serve_app.weights.identity import BUNDLED, Manifest, Pinned, pin_file, sha256_of
 from serve_app.weights.store import Store
 
 KEY = f"s3://{s3_server.BUCKET}/road5.pt"
@@ -28,7 +28,7 @@ class Versions:
     def __init__(self, bucket: s3_server.Bucket, folder: Path) -> None:
         self._bucket, self._folder, self._store = bucket, folder, Store(bucket.endpoint)
         self._count = itertools.count()
-        found = local(str(BUNDLED))
+        found = pin_file(str(BUNDLED))
         assert found.manifest
         model = TorchEngine(read_checkpoint(BUNDLED))
         paths = sample_photos.files()

@@ -10,7 +10,7 @@ from pathlib import Path
 from serve_app.errors import WrongWeights
 from serve_app.settings import AppSettings
 from serve_app.weights import golden_set, loader, store, ultralytics_weights
-from serve_app.weights.identity import Manifest, local
+from serve_app.weights.identity import Manifest, pin_file
 from serve_app.weights.loader import Loaded
 
 
@@ -33,7 +33,7 @@ def make_golden(args: argparse.Namespace) -> int:
 
 def publish(args: argparse.Namespace) -> int:
     """Checks weights as a Detector does, golden set included, uploads them and prints their pinned address."""
-    found = local(args.file)
+    found = pin_file(args.file)
     chosen = golden_set.Golden.model_validate_json(args.golden.read_bytes()) if args.golden else None
     loaded, size = load(args.file, args)
     if chosen:

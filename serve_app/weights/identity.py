@@ -68,7 +68,7 @@ class Pinned:
         return self.manifest.image_size if self.manifest else 640
 
 
-def local(setting: str) -> Pinned:
+def pin_file(setting: str) -> Pinned:
     """Pins the file of a `weights` setting. A relative path starts at the repository's root.
 
     Raises MissingWeights with the commands that help, or DamagedWeights when the manifest next to the file is invalid

@@ -21,7 +21,7 @@ from serve_app.settings import ROOT
 from serve_app.vision.engines.engine import build
 from serve_app.weights import golden_set
 from serve_app.weights.address import SCHEME
-from serve_app.weights.identity import BUNDLED, Pinned, Weights, local
+from serve_app.weights.identity import BUNDLED, Pinned, Weights, pin_file
 from serve_app.weights.store import Store
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Loaded:
 
 def pin(uri: str, settings: AppSettings) -> Pinned:
     """Resolves a `weights` setting to exact bytes. From S3 it reads only the manifest. Raises WeightsError."""
-    return Store(settings.s3_endpoint_url).pin(uri) if uri.startswith(SCHEME) else local(uri)
+    return Store(settings.s3_endpoint_url).pin(uri) if uri.startswith(SCHEME) else pin_file(uri)
 
 
 def content(pinned: Pinned, settings: AppSettings) -> memoryview:

@@ -11,14 +11,14 @@ from serve_app.graph.batch_admission import BatchAdmission
 class Batching:
     """`@serve.batch` with no wait: what came since the last look is a batch; the engine is held until `release`."""
 
-    def __init__(self, turns: BatchAdmission) -> None:
-        self.turns, self.engine = turns, asyncio.Semaphore(0)
+    def __init__(self, admission: BatchAdmission) -> None:
+        self.admission, self.engine = admission, asyncio.Semaphore(0)
         self.arrived: list[tuple[str, asyncio.Future[None]]] = []
         self.batches: list[list[str]] = []
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def image(self, name: str) -> None:
-        async with self.turns.admitted(name):
+        async with self.admission.admitted(name):
             done = asyncio.get_running_loop().create_future()
             self.arrived.append((name, done))
             await done
@@ -39,7 +39,7 @@ class Batching:
     async def run(self, batch: list[tuple[str, asyncio.Future[None]]]) -> None:
         names = [name for name, _ in batch]
         self.batches.append(names)
-        with self.turns.running(names):
+        with self.admission.running(names):
             await self.engine.acquire()
         for _, done in batch:
             done.cancelled() or done.set_result(None)
@@ -116,7 +116,7 @@ def test_who_leaves_keeps_no_place() -> None:
         await settle()
         waiting.cancel()
         batching.engine.release()
-        while not batching.turns._forming:
+        while not batching.admission._forming:
             await asyncio.sleep(0)
         given.cancel()
         await batching.look()
@@ -182,7 +182,7 @@ def test_a_larger_batch_from_the_next_one_on() -> None:
         batching.come("a")
         await batching.look()
         batching.come(*"bcde")
-        batching.turns.size = 3
+        batching.admission.size = 3
         await batching.release()
 
     assert run(test, size=1) == [["a"], ["b", "c", "d"]]

@@ -65,15 +65,15 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int, floa
     def made(lanes: int, size: int, wait_s: float) -> Any:
         class Engine:
             def __init__(self) -> None:
-                self.turns, self.free, self.batches = BatchAdmission(lanes, size), asyncio.Event(), []
+                self.admission, self.free, self.batches = BatchAdmission(lanes, size), asyncio.Event(), []
 
             async def __call__(self, image: int | None) -> int | None:
-                async with self.turns.admitted(image):
+                async with self.admission.admitted(image):
                     return await self.detect(image)
 
             @serve.batch(max_batch_size=size, batch_wait_timeout_s=wait_s, max_concurrent_batches=lanes)
             async def detect(self, batch: list[int | None]) -> list[int | None]:
-                with self.turns.running(batch):
+                with self.admission.running(batch):
                     self.batches.append(batch)
                     await self.free.wait()
                     await asyncio.sleep(0.03)
@@ -132,7 +132,7 @@ def test_one_that_comes_as_the_last_lane_is_taken_makes_one_small_batch_not_many
         calls = await made.come(0)
         await asyncio.sleep(0.01)  # the two lanes end at different times
         gone, *rest = (asyncio.create_task(made(image)) for image in range(1, 30))
-        while not made.turns._forming:
+        while not made.admission._forming:
             await asyncio.sleep(0)
         await asyncio.sleep(0)  # in Serve's queue
         gone.cancel()

@@ -54,7 +54,7 @@ def test_batch_settings_change_live_and_bad_ones_are_refused(
         seen = len(live.lines)
         change(live, content, bad)
         assert eventually(lambda seen=seen: any("user_config refused" in line for line in live.lines[seen:]))
-        assert largest_batch(live, bus) == 1, "the old settings stay in force"
+        assert largest_batch(live, bus) == 1, "the previous settings stay active"
     assert detectors(live) == before, "no replica was restarted"
     change(live, content, at_first)
     assert eventually(lambda: largest_batch(live, bus) > 1)

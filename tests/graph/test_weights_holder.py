@@ -19,7 +19,7 @@ from loadtests import s3_server
 from serve_app.errors import MissingWeights
 from serve_app.graph import weights_holder
 from serve_app.settings import AppSettings
-from serve_app.weights.identity import BUNDLED, Pinned, local, sha256_of
+from serve_app.weights.identity import BUNDLED, Pinned, pin_file, sha256_of
 from serve_app.weights.store import Store
 
 KEY = f"s3://{s3_server.BUCKET}/road5.pt"
@@ -59,7 +59,7 @@ def settings(bucket: s3_server.Bucket, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def published(bucket: s3_server.Bucket) -> Pinned:
-    manifest = local(str(BUNDLED)).manifest
+    manifest = pin_file(str(BUNDLED)).manifest
     assert manifest
     return Store(bucket.endpoint).publish(BUNDLED, manifest, KEY)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from loadtests.service import Service, config, free_port, running
+from loadtests.service import Service, config, free_port
 from serve_app.__main__ import main
 from serve_app.errors import Forbidden, TooManyRequests, Unauthorized
 from serve_app.http.auth import Keys, digest, read
+from tests.conftest import stops_completely
 from tests.http.test_errors import check
 
 ALICE, BOB = "alice-secret", "bob-secret"
@@ -96,7 +98,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         image_url_hosts=["localhost"],
         timeout_s=5,
     )
-    with running(content) as service:
+    with stops_completely(content, signal.SIGINT) as service:
         yield service
 
 

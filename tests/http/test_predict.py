@@ -44,7 +44,7 @@ def test_the_bus_and_its_people(client: httpx.Client, bus: bytes) -> None:
 def test_the_answer_names_its_weights_and_its_request(client: httpx.Client, bus: bytes) -> None:
     answer = client.post("/v1/predict", files={"file": bus}, headers={"X-Request-ID": "my-id-1"})
     metadata = answer.json()["metadata"]
-    live = identity.local("auto")
+    live = identity.pin_file("auto")
     assert metadata["model"] == {
         "name": live.name,
         "sha256": live.sha256,
@@ -138,7 +138,7 @@ def test_a_rotated_photo_has_upright_boxes(client: httpx.Client, bus: bytes) -> 
 
 def test_models_and_probes(client: httpx.Client) -> None:
     model = client.get("/v1/models").json()["models"][0]
-    assert model["image_size"] == identity.local("auto").image_size
+    assert model["image_size"] == identity.pin_file("auto").image_size
     assert model["device"] in ("cpu", "cuda")
     assert "bus" in model["classes"].values()
     assert client.get("/livez").json()["status"] == "live"
@@ -188,7 +188,7 @@ def test_hard_to_decode_files(client: httpx.Client, path: Path) -> None:
 
 def test_coco_accuracy_over_http(server: str) -> None:
     """The reference (640 letterbox, float32, Ultralytics' NMS, bilinear) scores 0.4263 and 0.5850 on these photos."""
-    if identity.local("auto").uri != str(identity.PREFERRED):
+    if identity.pin_file("auto").uri != str(identity.PREFERRED):
         pytest.skip("needs models/yolov8n.pt")
     photos = sorted(shared("images", "coco128-val").glob("*.jpg"))
     strict, loose = accuracy.score(photos, shared("images", "coco128-val-labels"), accuracy.detect(server, photos))

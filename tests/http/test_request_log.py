@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 import yaml
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from loadtests import clients
-from loadtests.service import Service, free_port, ray_files, running
-from tests.conftest import ROOT, http_server
+from loadtests.service import Service, ray_files
+from tests.conftest import ROOT, SPANS
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-SPANS: list[tuple[str, str, dict[str, str]]] = []  # trace, name, attributes
 MOUNTED = "/tmp/ray/"  # noqa: S108 - in the pod
 STAGES = {"preprocess", "queue", "detect", "postprocess"}
 FLUENT_BIT = yaml.safe_load((ROOT / "kuberay" / "components" / "logs" / "fluent-bit.yaml").read_text())
-
-
-class Collector(http.server.BaseHTTPRequestHandler):
-    """What receives OTLP over HTTP."""
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            for scope in resource.scope_spans:
-                for span in scope.spans:
-                    attributes = {a.key: a.value.string_value for a in span.attributes}
-                    SPANS.append((span.trace_id.hex(), span.name, attributes))
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 def lines(service: Service) -> list[dict[str, Any]]:
@@ -114,31 +93,15 @@ def test_probes_and_pages_have_no_line(service: Service, client: httpx.Client) -
     assert not [line for line in lines(service) if line["request_id"] == "quiet-1"]
 
 
-@pytest.fixture(scope="module")
-def traced(graph_config: dict[str, Any]) -> Iterator[Service]:
-    """Each stage in a process of its own; every request is traced and told in detail."""
-    with http_server(Collector) as collector, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector)
-        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
-        content = json.loads(json.dumps(graph_config))
-        content["http_options"]["port"] = free_port()
-        content["tracing_config"] = {
-            "enabled": True, "exporter_import_path": "serve_app.tracing:exporter", "sampling_ratio": 1.0,
-        }  # fmt: skip
-        content["applications"][0]["args"]["log_details"] = 1.0
-        with running(content) as service:
-            yield service
-
-
 def spans_of(trace_id: str) -> dict[str, dict[str, str]]:
     return {name: attributes for trace, name, attributes in list(SPANS) if trace == trace_id}
 
 
-def test_a_request_id_finds_its_line_and_its_trace(traced: Service, bus: bytes) -> None:
+def test_a_request_id_finds_its_line_and_its_trace(graph: Service, bus: bytes) -> None:
     headers = {"Content-Type": "image/jpeg", "X-Request-Id": "find-me"}
-    answer = httpx.post(f"{traced.url}/v1/predict", content=bus, headers=headers, timeout=60)
+    answer = httpx.post(f"{graph.url}/v1/predict", content=bus, headers=headers, timeout=60)
     assert answer.json()["metadata"]["request_id"] == "find-me"
-    line = line_of(traced, "find-me")
+    line = line_of(graph, "find-me")
     spans = eventually(lambda: found_all(line["trace_id"]) and spans_of(line["trace_id"]))
     assert "find-me" in {attributes.get("request_id") for attributes in spans.values()}
     assert line["options"]["conf"] == 0.25
@@ -153,8 +116,8 @@ def deployments_of(trace_id: str) -> set[str]:
     return {attributes["deployment"] for attributes in spans_of(trace_id).values() if "deployment" in attributes}
 
 
-def test_the_callers_trace_goes_on_through_every_replica(traced: Service, bus: bytes) -> None:
+def test_the_callers_trace_goes_on_through_every_replica(graph: Service, bus: bytes) -> None:
     headers = {"Content-Type": "image/jpeg", "traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-Id": "mine"}
-    httpx.post(f"{traced.url}/v1/predict", content=bus, headers=headers, timeout=60).raise_for_status()
-    assert line_of(traced, "mine")["trace_id"] == TRACE
+    httpx.post(f"{graph.url}/v1/predict", content=bus, headers=headers, timeout=60).raise_for_status()
+    assert line_of(graph, "mine")["trace_id"] == TRACE
     assert eventually(lambda: found_all(TRACE) and deployments_of(TRACE) >= {"Ingress", "Preprocessor", "Detector"})

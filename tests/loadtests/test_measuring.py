@@ -38,11 +38,11 @@ def test_a_measurement_is_told_per_image() -> None:
     assert measured.p99 > 900
 
 
-def test_a_fixed_time_engine_stands_in_for_any_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_instant_engine_stands_in_for_any_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bundled one, whose manifest has class names, too."""
     monkeypatch.setattr(loader, "build", loader.build)
     overhead.without_network()
-    pinned = identity.local(str(identity.BUNDLED))
+    pinned = identity.pin_file(str(identity.BUNDLED))
     assert pinned.manifest
     content = identity.BUNDLED.read_bytes()
     loaded = loader.load(

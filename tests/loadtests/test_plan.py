@@ -104,23 +104,23 @@ def test_the_serve_patch_is_an_overlays_difference(made: Plan) -> None:
         assert door["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 0}
 
 
-def applied(deployed: Overlay, made: Plan) -> Overlay:
+def applied(overlay_read: Overlay, made: Plan) -> Overlay:
     """An overlay with the three patches."""
-    deployed.serve = serve_config.merged(deployed.serve, made.serve())
-    deployed.args = deployed.serve["applications"][0]["args"]
-    deployed.deployments = deployed.serve["applications"][0]["deployments"]
+    overlay_read.serve = serve_config.merged(overlay_read.serve, made.serve())
+    overlay_read.args = overlay_read.serve["applications"][0]["args"]
+    overlay_read.deployments = overlay_read.serve["applications"][0]["deployments"]
     for one in made.workers():
         assert one["op"] == "replace"
         *path, key = one["path"].removeprefix("/spec/rayClusterConfig/workerGroupSpecs/0/").split("/")
-        at: Any = deployed.workers
+        at: Any = overlay_read.workers
         for step in path:
             at = at[int(step) if step.isdigit() else step]
         assert key in at
         at[key] = one["value"]
     pool = made.nodepool()
-    (known,) = [o for o in deployed.kind("NodePool") if o["metadata"]["name"] == pool["metadata"]["name"]]
+    (known,) = [o for o in overlay_read.kind("NodePool") if o["metadata"]["name"] == pool["metadata"]["name"]]
     known["spec"]["limits"] = pool["spec"]["limits"]
-    return deployed
+    return overlay_read
 
 
 GPU, CPU = {"gpu": "L4", "cores": 8}, {"cores": 4}
@@ -135,14 +135,14 @@ def test_check_has_nothing_to_say_of_an_overlay_with_the_patches(
     """As if it had been measured there."""
     there = measured.model_copy(update={"hardware": hardware, "replicas": together})
     large = sizing.make(there, 160, 600, availability="zone")
-    deployed = applied(read(rendered[overlay]), large)
-    assert check(deployed) == []
-    (door,) = deployed.deployments
+    overlay_read = applied(read(rendered[overlay]), large)
+    assert check(overlay_read) == []
+    (door,) = overlay_read.deployments
     assert {
-        int(deployed.worker_capacity()[what] / share) for what, share in requested_resources(door).items() if share
+        int(overlay_read.worker_capacity()[what] / share) for what, share in requested_resources(door).items() if share
     } == {together}
-    deployed.workers["maxReplicas"] -= 1
-    assert [f for f in check(deployed) if "may fill every worker" in f.why]
+    overlay_read.workers["maxReplicas"] -= 1
+    assert [f for f in check(overlay_read) if "may fill every worker" in f.why]
 
 
 def test_without_its_node_pool_a_large_plan_does_not_pass(measured: curve.Curve, rendered: dict[str, Path]) -> None:

@@ -85,11 +85,11 @@ def test_every_rule_has_an_example() -> None:
 
 @pytest.mark.parametrize(("name", "why", "change"), EXAMPLES, ids=[f"{n}: {w}" for n, w, _ in EXAMPLES])
 def test_a_rule_finds_its_example(rendered: dict[str, Path], name: str, why: str, change: Change) -> None:
-    deployed = read(rendered["production"])
+    overlay_read = read(rendered["production"])
     (rule,) = (r for r in RULES if r.__name__ == name)
-    assert list(rule(deployed)) == []
-    change(deployed)
-    found = [f for f in rule(deployed) if why in f.why]
+    assert list(rule(overlay_read)) == []
+    change(overlay_read)
+    found = [f for f in rule(overlay_read) if why in f.why]
     assert len(found) == 1
     assert found[0].fix
     assert found[0].line >= 1

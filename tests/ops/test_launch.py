@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import os
-import signal
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 import yaml
 from PIL import Image
 
-from loadtests.service import NotStarted, command, config, free_port, running
+from loadtests.service import NotStarted, config, free_port, running
 from serve_app.__main__ import main
-from tests.conftest import ONE_TRY, ROOT, stops_completely
+from serve_app.vision import sample_photos
+from serve_app.weights import golden_set, identity
+from tests.conftest import ONE_TRY, ROOT
 
 
 def serve(content: dict, tmp_path: Path) -> subprocess.CompletedProcess[str]:
@@ -85,18 +87,17 @@ def test_a_config_that_is_none(
     assert message in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_all_that_was_started() -> None:
-    """SIGTERM does, too: see tests/graph/test_autoscaling.py."""
-    with stops_completely(config(free_port()), signal.SIGINT) as service:
-        assert httpx.get(f"{service.url}/readyz").status_code == 200
-        commands = [command(p) for p in psutil.Process(service.pid).children(recursive=True)]
-        assert any("Ingress" in line for line in commands)
-
-
-def test_weights_that_do_not_load_fail_the_start(tmp_path: Path) -> None:
-    bad = tmp_path / "bad.pt"
-    bad.write_bytes(b"not a checkpoint")
-    with pytest.raises(NotStarted, match="safe to load"), running(config(free_port(), weights=str(bad)), env=ONE_TRY):
+def test_weights_that_fail_their_golden_set_fail_the_start(tmp_path: Path) -> None:
+    """Ctrl-C and SIGTERM end a service that started: tests/http/test_auth.py, tests/graph/test_autoscaling.py."""
+    weights, manifest = tmp_path / "new.pt", identity.pin_file(str(identity.BUNDLED)).manifest
+    shutil.copy(identity.BUNDLED, weights)
+    assert manifest
+    nowhere = golden_set.Expected(name="car", score=0.9, box=(0.0, 0.0, 9.0, 9.0))
+    photo = golden_set.Photo(file="bus.jpg", jpeg=base64.b64encode(sample_photos.bus()), objects=(nowhere,))
+    wrong = manifest.model_copy(update={"golden": golden_set.Golden(photos=(photo,))})
+    weights.with_suffix(".json").write_text(wrong.model_dump_json())
+    content = config(free_port(), weights=str(weights))
+    with pytest.raises(NotStarted, match="golden set"), running(content, env=ONE_TRY):
         pass
 
 

@@ -44,7 +44,7 @@ class Call:
 
 @pytest.fixture(scope="module")
 def path() -> Path:
-    return Path(identity.local("auto").uri)
+    return Path(identity.pin_file("auto").uri)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from loadtests.drills.fuzz import mutate, seeds
 from serve_app import errors
-from serve_app.vision import image
+from serve_app.vision import image, image_limits
 from tests.conftest import ROOT
 from tests.vision.test_image import CORNERS, LIMIT, encode
 
@@ -40,12 +40,12 @@ def jpeg_of_scans(extra: int) -> bytes:
 
 
 def test_jpeg_scans_are_counted_where_they_are() -> None:
-    assert 5 < image.jpeg_scans(jpeg_of_scans(0)) < 20
-    assert image.jpeg_scans(jpeg_of_scans(10)) == image.jpeg_scans(jpeg_of_scans(0)) + 10
+    assert 5 < image_limits.jpeg_scans(jpeg_of_scans(0)) < 20
+    assert image_limits.jpeg_scans(jpeg_of_scans(10)) == image_limits.jpeg_scans(jpeg_of_scans(0)) + 10
     assert image.decode(jpeg_of_scans(0), LIMIT).shape == (64, 64, 3)
     plain = jpeg_of_scans(0)
     tail = b"\xff\xda" * 500  # a phone's motion photo has a film behind the picture
-    assert image.jpeg_scans(plain + tail) == image.jpeg_scans(plain)
+    assert image_limits.jpeg_scans(plain + tail) == image_limits.jpeg_scans(plain)
     comment = b"\xff\xfe" + struct.pack(">H", 4) + b"\xff\xd9"  # an end that is none
     hidden = plain[:2] + comment + jpeg_of_scans(500)[2:]
     for bad in (jpeg_of_scans(500), hidden):

@@ -18,7 +18,7 @@ from serve_app.settings import AppSettings
 from serve_app.vision import sample_photos
 from serve_app.weights import golden_set, loader, store
 from serve_app.weights.address import Address
-from serve_app.weights.identity import BUNDLED, Manifest, Pinned, local, sha256_of
+from serve_app.weights.identity import BUNDLED, Manifest, Pinned, pin_file, sha256_of
 from serve_app.weights.store import Store
 from tests.conftest import http_server
 
@@ -33,7 +33,7 @@ def bucket() -> Iterator[s3_server.Bucket]:
 
 @pytest.fixture(scope="module")
 def published(bucket: s3_server.Bucket) -> Pinned:
-    manifest = local(str(BUNDLED)).manifest
+    manifest = pin_file(str(BUNDLED)).manifest
     assert manifest
     return Store(bucket.endpoint).publish(BUNDLED, manifest, KEY)
 
@@ -189,7 +189,7 @@ def test_what_is_not_pinned_to_anything(bucket: s3_server.Bucket, published: Pin
 
 def test_a_bucket_without_versions_pins_nothing() -> None:
     with s3_server.bucket(versioning=False) as bucket:
-        manifest = local(str(BUNDLED)).manifest
+        manifest = pin_file(str(BUNDLED)).manifest
         assert manifest
         with pytest.raises(MissingWeights, match="versioning is not enabled"):
             Store(bucket.endpoint).publish(BUNDLED, manifest, KEY)

@@ -104,15 +104,15 @@ def test_auto_prefers_coco_then_the_bundled_model(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(identity, "PREFERRED", preferred)
     monkeypatch.setattr(identity, "BUNDLED", bundled)
     with pytest.raises(WeightsError, match="weights pull yolov8n"):
-        identity.local("auto")
+        identity.pin_file("auto")
     bundled.touch()
-    assert identity.local("auto").uri == str(bundled)
+    assert identity.pin_file("auto").uri == str(bundled)
     preferred.touch()
-    assert identity.local("auto").uri == str(preferred)
+    assert identity.pin_file("auto").uri == str(preferred)
 
 
 def test_a_relative_file_lies_below_the_project(tmp_path: Path) -> None:
     (tmp_path / "mine.pt").touch()
-    assert identity.local(str(tmp_path / "mine.pt")).uri == str(tmp_path / "mine.pt")
+    assert identity.pin_file(str(tmp_path / "mine.pt")).uri == str(tmp_path / "mine.pt")
     with pytest.raises(WeightsError, match=r"models/none\.pt"):
-        identity.local("models/none.pt")
+        identity.pin_file("models/none.pt")
