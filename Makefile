@@ -24,7 +24,7 @@ weights: .venv/serve ## download COCO weights, if the network allows it
 setup: .venv/dev ## install everything into .venv
 
 test: .venv/dev $(BIN)/kubectl $(CHECKOV)/bin/checkov ## all tests, against the real service; prints the ten slowest
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 10
+	@$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder --durations 10
 
 lint: .venv/dev manifests ## check style, types, borders between modules, and that the manifests render; changes nothing
 	@$(CHECKOV)/bin/checkov --config-file .checkov.yaml --directory terraform

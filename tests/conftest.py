@@ -32,6 +32,14 @@ def pytest_report_header() -> str:
     return ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages)
 
 
+# Groups that take minutes start first, so that none of them is left alone at the end.
+LONGEST = (
+    "service", "tests.loadtests.test_drill", "tests.terraform.test_terraform", "graph", "tests.weights.test_swaps",
+    "tests.ops.test_monitoring", "tests.weights.test_default_model", "tests.loadtests.test_plan",
+    "tests.vision.test_engines", "tests.graph.test_autoscaling", "tests.http.test_auth",
+)  # fmt: skip
+
+
 def users_of(item: pytest.Item | None) -> set[str]:
     """The shared fixtures that a test uses."""
     return {"service", "graph", "rendered"} & set(getattr(item, "fixturenames", ()))
@@ -45,8 +53,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
         name = min(users_of(item), default=item.module.__name__)  # type: ignore[attr-defined]
         item.add_marker(pytest.mark.xdist_group(name))
         groups.setdefault(name, []).append(item)
-    items[:] = [item for group in groups.values() for item in group]
+    first = [groups.pop(name) for name in LONGEST if name in groups]
+    items[:] = [item for group in [*first, *groups.values()] for item in group]
     yield
+    if items and hasattr(items[0].config, "workerinput"):
+        assert all("@" in item.nodeid for item in items), "pytest-xdist lost the groups"
 
 
 @pytest.hookimpl(trylast=True)

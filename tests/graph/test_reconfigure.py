@@ -28,7 +28,7 @@ def largest_batch(service: Service, photo: bytes) -> int:
         return max(answer.json()["images"][0]["batch_size"] for answer in answers)
 
 
-def eventually(holds: Callable[[], bool], timeout_s: float = 60) -> bool:
+def eventually(holds: Callable[[], bool], timeout_s: float = 120) -> bool:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if holds():
