@@ -97,8 +97,11 @@ def test_with_serves_own_batching(engine: Callable[[int, int, float], Any], lane
     """Of sixteen that come one after the other, those that meet a busy engine share batches."""
 
     async def main() -> list[list[int | None]]:
-        made = engine(lanes, 8, 0.0)
-        calls = [call for image in range(16) for call in await made.come(image)]
+        made, calls = engine(lanes, 8, 0.0), []
+        for image in range(16):
+            calls += await made.come(image)
+            while len(made.batches) < min(image + 1, lanes):  # the first ones have the engine before others come
+                await asyncio.sleep(0.001)
         made.free.set()
         async with asyncio.timeout(10):
             assert await asyncio.gather(*calls) == list(range(16)), "each has its own answer"

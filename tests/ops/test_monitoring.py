@@ -132,6 +132,12 @@ def by_label(found: list[tuple[Labels, float]], label: str) -> list[tuple[str, f
     return [(labels[label], value) for labels, value in found]
 
 
+def growth(prometheus: Prometheus, window: str) -> dict[str, float]:
+    """What a rate can know of each status: how much its counters grew between two samples of the window."""
+    grown = f"sum by (status_code) (max_over_time({SERVES}[{window}]) - min_over_time({SERVES}[{window}]))"
+    return dict(by_label(prometheus.now(grown), "status_code"))
+
+
 def of(board: str, title: str) -> dict[str, str]:
     queries: dict[str, str] = next(p for p in monitoring.source("dashboards")[board]["panels"] if p["title"] == title)[
         "queries"
@@ -149,16 +155,14 @@ def test_what_the_panels_show_is_true(seen: Seen) -> None:
     busy = prometheus.value(of("batching", "Batches in an engine at a time (two at most)")["{{replica}}"])
     assert 0 < busy <= 2.1
     (query,) = of("service", "Predictions by status").values()
-    rates = prometheus.now(query.replace("$__rate_interval", f"{time.time() - seen.since + 5:.0f}s"))  # the second time
-    before = dict(by_label(prometheus.now(f"sum by (status_code) ({SERVES} @ {seen.since})"), "status_code"))
-    after = dict(by_label(prometheus.now(f"sum by (status_code) ({SERVES})"), "status_code"))
-    came = {status: value - before[status] for status, value in after.items()}
-    for status, rate in by_label(rates, "status_code"):
+    window = f"{time.time() - seen.since + 5:.0f}s"
+    rates = by_label(prometheus.now(query.replace("$__rate_interval", window)), "status_code")
+    known = growth(prometheus, window)
+    for status, rate in rates:
         share = rate / sum(value for _, value in rates)
-        assert share == pytest.approx(came[status] / sum(came.values()), abs=0.02), status
+        assert share == pytest.approx(known[status] / sum(known.values()), abs=0.02), status
     answered = prometheus.value(of("service", "Answered, of all predictions (1 h)")["answered"])
-    grown = f"sum by (status_code) (max_over_time({SERVES}[1h]) - min_over_time({SERVES}[1h]))"
-    known = dict(by_label(prometheus.now(grown), "status_code"))
+    known = growth(prometheus, "1h")
     assert 1 - answered == pytest.approx(known["503"] / sum(known.values()), abs=0.02)
     latency = {q: prometheus.value(expr) for q, expr in of("service", "Latency of answers").items()}
     assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"] < 60
