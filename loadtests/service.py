@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -23,7 +24,6 @@ from serve_app.ops.ray_environment import listening
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 300
-RESERVED: list[socket.socket] = []  # keeps the UDP sockets of `free_port` open
 READY = "Ready:"  # start of the line that `serve_app serve` prints once it answers
 
 
@@ -52,7 +52,7 @@ def free_port() -> int:
         except OSError:
             twin.close()
             continue
-        RESERVED.append(twin)
+        atexit.register(twin.close)
         if not listening(port):
             return port
     raise OSError("no free port between 8400 and 9900")

@@ -6,6 +6,7 @@ services can run on one machine.
 
 from __future__ import annotations
 
+import atexit
 import random
 import socket
 import sys
@@ -33,7 +34,6 @@ PORTS = (
 # request instead of 0.6 ms, and a refusal under overload takes 2.6 s instead of 0.05 s (loadtests/RESULTS.md).
 REPLAYED_BYTES = 1_000_000
 BLOCK = 20  # ports of one service: the four of PORTS, the rest for its ingress replicas
-RESERVED: list[socket.socket] = []  # UDP sockets that reserve the blocks of this process, see `free_block`
 # HAProxy settings for which Ray's configuration template has no variable. Ray copies the value of BALANCE_ALGORITHM to
 # the end of the section `defaults`, so these lines follow it there. `http-buffer-request`: HAProxy can only retry a
 # request that it has received completely. `maxconn`: a replica gets at most 256 requests at a time; REFUSALS limits the
@@ -129,7 +129,7 @@ def free_block() -> int:
         except OSError:
             reservation.close()
             continue
-        RESERVED.append(reservation)
+        atexit.register(reservation.close)
         if all(not listening(port) for port in range(first, first + BLOCK)):
             return first
     raise OSError(f"no {BLOCK} consecutive free ports between 30000 and 31000")

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -36,11 +37,27 @@ def test_a_second_service_on_the_port_says_so(server: str, tmp_path: Path) -> No
     assert httpx.get(f"{server}/readyz").status_code == 200, "the first one goes on"
 
 
-def test_a_difference_that_serve_does_not_know_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SERVE_CONFIG_DIFFERENCE", "{http_options: {prot: 8080}}")
-    ended = serve(config(free_port()), tmp_path)
-    assert ended.returncode == 1
-    assert "with SERVE_CONFIG_DIFFERENCE: unknown keys that Serve would drop: .http_options.prot" in ended.stderr
+@pytest.fixture
+def refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str | None], str]:
+    """What `serve` says of a configuration that it refuses, in this process: importing Ray takes 3 s."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # else services started later would share this one's ports
+
+    def said(text: str | None) -> str:
+        path = tmp_path / "config.yaml"
+        if text is not None:
+            path.write_text(text)
+        assert main(["serve", "--config", str(path)]) == 1
+        return capsys.readouterr().err
+
+    return said
+
+
+def test_a_difference_that_serve_does_not_know_is_said_at_once(refused: Callable[[str], str]) -> None:
+    os.environ["SERVE_CONFIG_DIFFERENCE"] = "{http_options: {prot: 8080}}"
+    said = refused(yaml.safe_dump(config(free_port())))
+    assert "with SERVE_CONFIG_DIFFERENCE: unknown keys that Serve would drop: .http_options.prot" in said
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="HAProxy is for Linux only")
@@ -60,11 +77,8 @@ def test_too_few_open_files_are_said_at_once() -> None:
         pytest.param({"api_keys_file": "nokeys.txt"}, "nokeys.txt", id="no keys file"),
     ],
 )
-def test_what_cannot_be_served_is_said_at_once(args: dict, message: str, tmp_path: Path) -> None:
-    ended = serve(config(free_port(), **args), tmp_path)
-    assert ended.returncode == 1
-    assert message in ended.stderr
-    assert "Traceback" not in ended.stderr
+def test_what_cannot_be_served_is_said_at_once(args: dict, message: str, refused: Callable[[str], str]) -> None:
+    assert message in refused(yaml.safe_dump(config(free_port(), **args)))
 
 
 @pytest.mark.parametrize(
@@ -76,15 +90,8 @@ def test_what_cannot_be_served_is_said_at_once(args: dict, message: str, tmp_pat
         pytest.param("applications: []\ntypo: 1", ".typo", id="a key that Serve would drop"),
     ],
 )
-def test_a_config_that_is_none(
-    text: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "environ", os.environ.copy())  # else services started later would share this one's ports
-    path = tmp_path / "config.yaml"
-    if text:
-        path.write_text(text)
-    assert main(["serve", "--config", str(path)]) == 1
-    assert message in capsys.readouterr().err
+def test_a_config_that_is_none(text: str | None, message: str, refused: Callable[[str | None], str]) -> None:
+    assert message in refused(text)
 
 
 def test_weights_that_fail_their_golden_set_fail_the_start(tmp_path: Path) -> None:
