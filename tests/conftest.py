@@ -8,6 +8,7 @@ import importlib.util
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,13 @@ SHARED = ROOT.parent / "shared"  # photos and weights that may not be part of th
 def pytest_report_header() -> str:
     packages = ("ray", "torch", "ultralytics-opencv-headless", "pillow", "fastapi")
     return ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes Ray's token before any service does: two that start at once would each make one, and one is wrong."""
+    if not hasattr(config, "workerinput") and not (Path.home() / ".ray" / "auth_token").exists():
+        typed = [str(Path(sys.executable).parent / "ray"), "get-auth-token", "--generate"]
+        subprocess.run(typed, check=True, capture_output=True)
 
 
 # Groups that take minutes start first, so that none of them is left alone at the end.
