@@ -121,7 +121,7 @@ def deploy(service: Service, content: dict[str, Any]) -> None:
         file.flush()
         arguments = [f"{Path(sys.executable).parent}/serve", "deploy", "-a", dashboard(service), file.name]
         env = os.environ | {"RAY_AUTH_MODE": "token"}
-        subprocess.run(arguments, capture_output=True, timeout=60, check=True, env=env)
+        subprocess.run(arguments, capture_output=True, timeout=300, check=True, env=env)
 
 
 def ray_files(service: Service) -> Path:

@@ -220,7 +220,7 @@ def test_every_example_does_what_it_says(
     text = block.text.replace(URL, service.url).replace("BUCKET", s3_server.BUCKET)
     script.write_text(text.replace("serve_app predict", f"serve_app predict --url {service.url}"))
     ran = subprocess.run(
-        [*runner, str(script)], cwd=desk.folder, env=env, capture_output=True, text=True, timeout=120, check=False
+        [*runner, str(script)], cwd=desk.folder, env=env, capture_output=True, text=True, timeout=600, check=False
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     if block.prints:

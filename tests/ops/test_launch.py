@@ -26,7 +26,7 @@ def serve(content: dict, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "serve_app", "serve", "--config", str(path)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_a_second_service_on_the_port_says_so(server: str, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_difference_that_serve_does_not_know_is_said_at_once(refused: Callable
 @pytest.mark.skipif(sys.platform != "linux", reason="HAProxy is for Linux only")
 def test_too_few_open_files_are_said_at_once() -> None:
     typed = f"ulimit -n 1024; exec {sys.executable} -m serve_app serve"
-    ended = subprocess.run(["bash", "-c", typed], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(["bash", "-c", typed], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == 1
     assert "the limit on open files is 1024, but HAProxy needs" in ended.stderr
 
