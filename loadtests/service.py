@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,7 +18,7 @@ import psutil
 import yaml
 
 from serve_app.ops import serve_config
-from serve_app.ops.ray_environment import listening
+from serve_app.ops.ray_environment import listening, reserve
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 300
@@ -45,15 +43,8 @@ def free_port() -> int:
     The UDP port of the same number stays bound until this process ends. It reserves the TCP port against other callers,
     in this process and in others.
     """
-    for port in range(8400, 9900):  # Ray's dashboard uses 8265 or one of the next ports
-        twin = socket.socket(type=socket.SOCK_DGRAM)
-        try:
-            twin.bind(("127.0.0.1", port))
-        except OSError:
-            twin.close()
-            continue
-        atexit.register(twin.close)
-        if not listening(port):
+    for port in range(8400, 9900):  # Ray's dashboard takes 8265 or one of the next
+        if reserve(port) and not listening(port):
             return port
     raise OSError("no free port between 8400 and 9900")
 

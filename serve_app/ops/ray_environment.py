@@ -123,16 +123,21 @@ def free_block() -> int:
     blocks = list(range(30000, 31000, BLOCK))
     random.shuffle(blocks)
     for first in blocks:
-        reservation = socket.socket(type=socket.SOCK_DGRAM)
-        try:
-            reservation.bind(("127.0.0.1", first))
-        except OSError:
-            reservation.close()
-            continue
-        atexit.register(reservation.close)
-        if all(not listening(port) for port in range(first, first + BLOCK)):
+        if reserve(first) and not any(listening(port) for port in range(first, first + BLOCK)):
             return first
     raise OSError(f"no {BLOCK} consecutive free ports between 30000 and 31000")
+
+
+def reserve(port: int) -> bool:
+    """Binds the UDP port of this number until this process ends. False if another process, or this one, has it."""
+    reservation = socket.socket(type=socket.SOCK_DGRAM)
+    try:
+        reservation.bind(("127.0.0.1", port))
+    except OSError:
+        reservation.close()
+        return False
+    atexit.register(reservation.close)
+    return True
 
 
 def listening(port: int) -> bool:
