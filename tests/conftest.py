@@ -20,7 +20,7 @@ import psutil
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from loadtests.service import ROOT, Service, config, free_port, ray_files, running
+from loadtests.service import ROOT, Service, command, config, free_port, ray_files, running
 from serve_app.ops import manifests
 from serve_app.ops.serve_config import apart
 from serve_app.vision import sample_photos
@@ -153,6 +153,7 @@ def stops_completely(content: dict[str, Any], stop: signal.Signals) -> Iterator[
     """A service that `stop` must end with all its processes, its files and its port."""
     with running(content, stop=stop) as service:
         family, folder = psutil.Process(service.pid).children(recursive=True), ray_files(service)
+        assert any("Ingress" in command(p) for p in family)
         assert folder.exists()
         yield service
         family += psutil.Process(service.pid).children(recursive=True)

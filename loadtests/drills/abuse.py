@@ -118,8 +118,8 @@ def memory(pid: int) -> int:
     return total
 
 
-def attack(service: Service, name: str) -> Outcome:
-    """Sends one hostile request while a good client keeps sending a photo."""
+def attack(service: Service, name: str, pause_s: float = 0.0) -> Outcome:
+    """Sends one hostile request while a good client keeps sending a photo, with a pause after each answer."""
     status, code, send = CASES[name]
     stop = threading.Event()
     good, lost, peaks = [0], [0], [0]
@@ -130,7 +130,7 @@ def attack(service: Service, name: str) -> Outcome:
                 answer = http.post("/v1/predict", files={"file": bus()})
                 names = [r["name"] for r in answer.json()["images"][0]["results"]] if answer.is_success else []
                 (good if "bus" in names else lost)[0] += 1
-                time.sleep(0.1)  # leaves the cores to the attack
+                time.sleep(pause_s)
 
     def watch() -> None:
         while not stop.is_set():

@@ -49,7 +49,9 @@ def refused(
         if text is not None:
             path.write_text(text)
         assert main(["serve", "--config", str(path)]) == 1
-        return capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert "Traceback" not in err
+        return err
 
     return said
 
