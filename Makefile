@@ -10,7 +10,7 @@ MODEL ?= auto
 export YOLO_AUTOINSTALL := false
 
 .DEFAULT_GOAL := help
-.PHONY: help serve weights setup test lint fmt accuracy abuse fuzz drill-weights drill overload soak load capacity bench bench-gpu tune overhead endurance observe decoding manifests terraform addons e2e secrets licences sbom release lock clean
+.PHONY: help serve weights setup test lint fmt accuracy families abuse fuzz drill-weights drill overload soak load capacity bench bench-gpu bench-gpu-service tune overhead endurance observe decoding manifests terraform addons e2e secrets licences sbom release lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -24,7 +24,7 @@ weights: .venv/serve ## download COCO weights, if the network allows it
 setup: .venv/dev ## install everything into .venv
 
 test: .venv/dev $(BIN)/kubectl $(CHECKOV)/bin/checkov ## all tests, against the real service; prints the ten slowest
-	@$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder --durations 10
+	@$(BIN)/python -m pytest -n 4 --dist loadgroup --no-loadscope-reorder --durations 10
 
 lint: .venv/dev manifests ## check style, types, borders between modules, and that the manifests render; changes nothing
 	@$(CHECKOV)/bin/checkov --config-file .checkov.yaml --directory terraform
@@ -36,6 +36,9 @@ fmt: .venv/dev ## format the code
 
 accuracy: .venv/dev ## COCO mAP through the running service (MODEL=default for the bundled model)
 	@$(BIN)/python -m loadtests.benchmarks.accuracy --model $(MODEL) --data $(SHARED)
+
+families: .venv/dev ## each YOLO family against Ultralytics' own code: what it finds, and images/s
+	@$(BIN)/python -m loadtests.benchmarks.families
 
 abuse: .venv/dev ## send hostile requests beside a good client: answers, seconds, memory
 	@$(BIN)/python -m loadtests.drills.abuse
@@ -65,8 +68,11 @@ capacity: .venv/dev ## measure the curve of one replica, and plan for PEAK photo
 bench: .venv/dev ## compare the service with its own engine: throughput, latency, CPU per process, bench.png
 	@$(BIN)/python -m loadtests.benchmarks.bench --photos $(SHARED)/images/coco128-val
 
-bench-gpu: ## measure the CUDA engine; needs PyTorch, NumPy, OpenCV and Ultralytics, but no .venv and no Ray
-	@$(PYTHON) -m loadtests.benchmarks.gpu
+bench-gpu: ## the first minutes on a GPU: answers, speed, memory, settings; needs PyTorch, NumPy, OpenCV, Pillow and Ultralytics, no .venv
+	@$(PYTHON) -m loadtests.gpu
+
+bench-gpu-service: .venv/dev ## the whole service on a GPU, beside the captured graph alone; then the drill's short form
+	@$(BIN)/python -m loadtests.gpu.service --photos $(SHARED)/images/coco128-val
 
 tune: .venv/dev ## find the best batch size and wait for this machine; prints a patch of the configuration
 	@$(BIN)/python -m loadtests.benchmarks.tune --photos $(SHARED)/images/coco128-val
@@ -94,15 +100,16 @@ manifests: .venv/dev $(BIN)/kubectl $(CHECKOV)/bin/checkov ## write the generate
 	@$(CHECKOV)/bin/checkov --config-file .checkov.yaml --file Dockerfile build/*.yaml build/pods.yml
 
 terraform: .venv/dev ## apply the AWS account to an emulator of AWS, check it and destroy it; skipped without Terraform
-	@$(BIN)/python -m pytest tests/terraform/test_terraform.py
+	@$(BIN)/python -m pytest tests/terraform
 
 addons: $(BIN)/kubectl ## install what the overlays need on the cluster CONTEXT: KubeRay's operator, Prometheus, Grafana, Loki
 	@grep -v '^#' kuberay/addons/charts.txt | while read -r release namespace chart version repository; do \
 	  $(BIN)/helm upgrade --install --kube-context "$(CONTEXT)" $$release $$chart --version $$version --repo $$repository \
-	    --namespace $$namespace --create-namespace --values kuberay/addons/$$release.yaml --wait || exit 1; done
+	    --namespace $$namespace --create-namespace --values kuberay/addons/$$release.yaml --wait --timeout 15m || exit 1; done
 
-e2e: .venv/dev $(BIN)/kubectl ## deploy the local overlay on the cluster CONTEXT with IMAGE: predict, upgrade under traffic, delete
-	@$(BIN)/python -m loadtests.drills.e2e --context "$(CONTEXT)" $(if $(IMAGE),--image "$(IMAGE)")
+e2e: .venv/dev $(BIN)/kubectl ## deploy the local overlay on the cluster CONTEXT with IMAGE: predict, upgrade TIMES (1) under traffic, delete
+	@$(BIN)/python -m loadtests.drills.e2e --context "$(CONTEXT)" $(if $(IMAGE),--image "$(IMAGE)") --times $(or $(TIMES),1) \
+	  --workers $(or $(WORKERS),1) $(if $(EVENTS),--events $(EVENTS)) $(if $(CHART),--chart "$(CHART)")
 
 secrets: $(CHECKOV)/bin/checkov ## look for passwords and keys in committed files (except a test that needs a URL with a password)
 	@git archive HEAD | (tmp=$$(mktemp -d) && tar x -C $$tmp && $(CHECKOV)/bin/checkov --framework secrets --enable-secret-scan-all-files --quiet --compact --skip-download --skip-path tests/http/test_image_urls.py --directory $$tmp; found=$$?; rm -r $$tmp; exit $$found)

@@ -4,22 +4,29 @@
     apply under the drill's traffic ──► KubeRay's second cluster serves, the first is deleted ──► no page for WATCH_S
     else ──► the manifests that were applied before are applied again
 
-During the upgrade a rollback makes KubeRay drop the second cluster; after it, the rollback is another upgrade. kubectl
-and its context are the caller's. Exits with 1 when a request was lost, late or wrong, or when it rolled back. Golden
-photos need no step here: a replica serves only after its weights pass their golden set, and the drill compares answers
-with those before the upgrade.
+The new cluster starts with as many workers and replicas as the old one has now. A rollback is another upgrade: KubeRay
+starts another cluster, during an upgrade a third one. kubectl and its context are the caller's. Exits with 1 when a
+request was lost, late or wrong, when more were refused than before, or when it rolled back. Golden photos need no step
+here: a replica serves only after its weights pass their golden set, and the drill compares answers with those before.
+
+`deploy.py MANIFESTS --carry` prints the manifests with the workers and replicas of now, for an upgrade by hand.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import yaml
+
+from serve_app.ops import overlay
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "recognition"
@@ -43,6 +50,30 @@ def applied(manifests: Path) -> str:
     if f"rayservice.ray.io/{NAME}" not in present:
         sys.exit("no service to upgrade: create the first one by hand, see kuberay/README.md")
     return "---\n".join(kubectl("apply", "view-last-applied", name, "--output", "yaml") for name in present)
+
+
+def workers() -> int:
+    """The number of workers of the cluster that serves, without those of one that starts; 0 if none serves."""
+    status = json.loads(kubectl("get", "rayservice", NAME, "--output", "json")).get("status", {})
+    name = status.get("activeServiceStatus", {}).get("rayClusterName")
+    if not name:
+        return 0
+    return int(json.loads(kubectl("get", "raycluster", name, "--output", "json"))["status"]["desiredWorkerReplicas"])
+
+
+def carried(manifests: str, now: int) -> str:
+    """The manifests, whose cluster starts with `now` workers and the replicas that fill them, within their limits.
+
+    With its smallest size it would refuse requests: it gets all of them at once, before its autoscaler can add workers.
+    """
+    content = overlay.Overlay(Path(), manifests, "", "", "")
+    content.workers["replicas"] = min(max(now, content.workers["minReplicas"]), content.workers["maxReplicas"])
+    for deployment in content.deployments:
+        if scaling := deployment.get("autoscaling_config"):
+            filling = math.floor(content.replicas_per_worker(deployment) * content.workers["replicas"])
+            scaling["initial_replicas"] = min(max(filling, scaling["min_replicas"]), scaling["max_replicas"])
+    content.service["serveConfigV2"] = yaml.safe_dump(content.serve, sort_keys=False)
+    return yaml.safe_dump_all(content.objects, sort_keys=False)
 
 
 def settled() -> bool:
@@ -71,9 +102,9 @@ def settle() -> None:
     raise TimeoutError(f"the service has not settled on one cluster after {SETTLE_S:.0f} s")
 
 
-def apply(manifests: Path) -> None:
+def apply(manifests: str) -> None:
     """Applies manifests; returns once the old cluster is deleted, because that may lose requests (kuberay#4799)."""
-    print(kubectl("apply", "--filename", str(manifests)), end="", flush=True)
+    print(kubectl("apply", "--filename", "-", stdin=carried(manifests, workers())), end="", flush=True)
     settle()
 
 
@@ -114,7 +145,10 @@ def main(manifests: Path, url: str) -> None:
     """Upgrades and watches. On an error it rolls back, then raises the error. Raises SystemExit while a page fires."""
     if firing := pages():
         sys.exit(f"nothing was changed, firing alerts: {', '.join(firing)}")
-    before, good = applied(manifests), False
+    asked = overlay.Overlay(Path(), manifests.read_text(), "", "", "").args.get("api_keys_file")
+    if asked and not os.environ.get("API_KEY"):
+        sys.exit("nothing was changed: the service asks for a key, and the variable API_KEY is empty")
+    before, good = carried(applied(manifests), workers()), False
     try:
         drill(manifests, url)
         watch()
@@ -132,10 +166,13 @@ if __name__ == "__main__":
     parser.add_argument("manifests", type=lambda name: Path(name).resolve())
     parser.add_argument("url", nargs="?")
     parser.add_argument("--apply", action="store_true", help="only apply and wait: no traffic, no rollback")
+    parser.add_argument("--carry", action="store_true", help="only print what would be applied")
     args = parser.parse_args()
     os.environ["PATH"] = f"{os.environ['PATH']}{os.pathsep}{ROOT}/.venv/bin"  # the caller's kubectl, else `make`'s
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if args.apply:
-        apply(args.manifests)
+        apply(args.manifests.read_text())
+    elif args.carry:
+        print(carried(args.manifests.read_text(), workers()))
     else:
         main(args.manifests, args.url or parser.error("needs a URL"))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import re
 import statistics
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from loadtests.photo_mix import Photo
 
 WARM_UP_S = 3.0
 GIVE_UP_S = 60.0
+CLIENTS = "these clients"
 STAGES = re.compile(r"(\w+);dur=([\d.]+)")  # in the Server-Timing header
 REPLICA = re.compile(r'detect;[^,]*desc="(\w+)"')  # in the same header
 BATCH = re.compile(rb'"batch_size": ?(\d+)')
@@ -66,6 +69,26 @@ def measure(url: str, content: list[bytes], count: int, seconds: float, pid: int
     return uvloop.run(_measure(url, content, count, seconds, pid))
 
 
+def measure_together(
+    url: str, content: list[bytes], count: int, seconds: float, pid: int, *, processes: int
+) -> Measured:
+    """`measure` with the clients spread over several processes, where one would be the bottleneck."""
+    each, context = max(count // processes, 1), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context) as pool:
+        list(pool.map(time.sleep, [1.0] * processes))  # all have started
+        asked = [pool.submit(measure, url, content, each, seconds, pid) for _ in range(processes)]
+        found = [one.result() for one in asked]
+    rate = sum(m.rate for m in found)
+    cpu_ms: dict[str, float] = {}
+    for m in found:  # each has counted all CPU time of the service, but only its own clients' images
+        for name, spent in m.cpu_ms.items():
+            weight = 1 if name == CLIENTS else 1 / processes
+            cpu_ms[name] = cpu_ms.get(name, 0) + weight * spent * m.rate / rate
+    p50, p95, p99 = (max(getattr(m, p) for m in found) for p in ("p50", "p95", "p99"))
+    ordered = dict(sorted(cpu_ms.items(), key=lambda kv: -kv[1]))
+    return Measured(rate, p50, p95, p99, sum(m.errors for m in found), ordered)
+
+
 async def _measure(url: str, content: list[bytes], count: int, seconds: float, pid: int) -> Measured:
     times: list[float] = []
     errors = 0
@@ -90,7 +113,7 @@ async def _measure(url: str, content: list[bytes], count: int, seconds: float, p
         await asyncio.sleep(WARM_UP_S)
         before, own = cpu_seconds(pid), time.process_time()
         await asyncio.sleep(end - time.perf_counter())
-        spent = {"these clients": time.process_time() - own}
+        spent = {CLIENTS: time.process_time() - own}
         for process, (name, total) in cpu_seconds(pid).items():
             spent[name] = spent.get(name, 0) + total - before.get(process, (name, total))[1]
         return spent

@@ -15,21 +15,30 @@ GREY = 114  # the letterbox colour of YOLO
 Sample = tuple[np.ndarray, np.ndarray]  # BGR uint8 (H, W, 3), float32 (N, 5): class, x1, y1, x2, y2 in pixels
 
 
-def read_photos(folder: Path, pattern: str) -> list[Sample]:
-    """Reads the photos of a folder with the boxes of their YOLO label files; without a file the array is empty."""
+def read_photos(paths: list[Path]) -> list[Sample]:
+    """Reads photos with the boxes of their YOLO label files; without such a file the array is empty.
+
+    Raises ValueError for a file that is no photo.
+    """
     samples = []
-    for path in sorted(folder.glob(pattern)):
+    for path in paths:
         image = cv2.imread(str(path))
+        if image is None:
+            raise ValueError(f"{path.name} is not a photo that OpenCV can read")
         height, width = image.shape[:2]
         label = Path(str(path.with_suffix(".txt")).replace("/images/", "/labels/"))
-        rows = np.loadtxt(label, ndmin=2, dtype=np.float32) if label.exists() and label.stat().st_size else None
-        boxes = np.zeros((0, 5), np.float32)
-        if rows is not None:
-            centre, half = rows[:, 1:3], rows[:, 3:5] / 2
-            corners = np.hstack([centre - half, centre + half]) * (width, height, width, height)
-            boxes = np.hstack([rows[:, :1], corners]).astype(np.float32)
-        samples.append((image, boxes))
+        samples.append((image, read_labels(label, width, height)))
     return samples
+
+
+def read_labels(file: Path, width: int, height: int) -> np.ndarray:
+    """The boxes of a YOLO label file for a photo of this size in pixels, as in `Sample`; none if there is no file."""
+    if not file.exists() or not file.stat().st_size:
+        return np.zeros((0, 5), np.float32)
+    rows = np.loadtxt(file, ndmin=2, dtype=np.float32)
+    centre, half = rows[:, 1:3], rows[:, 3:5] / 2
+    corners = np.hstack([centre - half, centre + half]) * (width, height, width, height)
+    return np.hstack([rows[:, :1], corners]).astype(np.float32)
 
 
 def place(
@@ -67,7 +76,8 @@ def place(
     kept = np.clip(full, (x1, y1, x1, y1), (x2, y2, x2, y2))
     area, area_full = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (kept, full))
     visible = (area > 0.3 * area_full) & (np.minimum(kept[:, 2] - kept[:, 0], kept[:, 3] - kept[:, 1]) > 3)
-    return np.hstack([boxes[:, :1], kept])[visible].astype(np.float32)
+    inside: np.ndarray = np.hstack([boxes[:, :1], kept])[visible].astype(np.float32)
+    return inside
 
 
 def jitter(image: np.ndarray, rng: random.Random) -> np.ndarray:

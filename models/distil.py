@@ -15,10 +15,9 @@ from torch.nn import functional
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
 
-from serve_app.vision.engines.checkpoint import read_checkpoint
+from serve_app.vision.engines.checkpoint import names_of, read_checkpoint
 from serve_app.weights.identity import sha256_of
 
-COCO_IDS = {"person": 0, "car": 2, "motorcycle": 3, "bus": 5, "truck": 7}
 HINTS = (2, 4, 6, 8, 9, 12, 15, 18, 21)  # last layers of YOLOv8's stages, where student and teacher are compared
 SIZE = 416  # side of the network input in pixels, also for validation and pseudo-labels
 
@@ -37,19 +36,25 @@ def distillation(
     target = every[:, classes]
     cls = functional.binary_cross_entropy_with_logits(student["scores"].float(), target, reduction="sum")
     weight = every.amax(1)  # (B, A), over all 80 classes: a box of any class counts
-    log_p, log_q = (x["boxes"].float().unflatten(1, (4, -1)).log_softmax(2) for x in (student, teacher))
+    log_p, log_q = (torch.unflatten(x["boxes"].float(), 1, (4, -1)).log_softmax(2) for x in (student, teacher))
     kl = functional.kl_div(log_p, log_q, reduction="none", log_target=True).sum(2).mean(1)
     soft_box = (kl * weight).sum() / weight.sum().clamp(min=1)
     return torch.stack([torch.stack(errors).mean(), cls / target.amax(1).sum().clamp(min=1), soft_box])
 
 
 class Trainer:
-    """Student, teacher, and the running average of the student's weights, which is the trained model."""
+    """Student, teacher, and the running average of the student's weights, which is the trained model.
+
+    Raises ValueError when the teacher does not know one of the classes.
+    """
 
     def __init__(self, args: argparse.Namespace, names: dict[int, str], steps: int) -> None:
         self.args, self.names = args, names
-        self.classes = [COCO_IDS[n] for n in names.values()]
         self.teacher = read_checkpoint(args.teacher).to(memory_format=torch.channels_last).requires_grad_(False)
+        known = names_of(self.teacher)
+        if unknown := [n for n in names.values() if n not in known]:
+            raise ValueError(f"the teacher does not know {', '.join(unknown)}: it can teach only its own classes")
+        self.classes = [known.index(n) for n in names.values()]
         fresh = args.start is None
         self.student = (
             DetectionModel("yolov8n.yaml", nc=len(names), verbose=False) if fresh else read_checkpoint(args.start)
@@ -89,7 +94,7 @@ class Trainer:
         hints = [(self.seen[self.student][i], self.seen[self.teacher][i]) for i in HINTS]
         losses = torch.cat([hard, distillation(given, wanted, hints, self.classes)])
         self.optimizer.zero_grad(set_to_none=True)
-        (losses * self.gains).sum().backward()
+        torch.autograd.backward((losses * self.gains).sum())
         nn.utils.clip_grad_norm_(self.student.parameters(), 10.0)
         self.optimizer.step()
         self.schedule.step()
@@ -100,6 +105,17 @@ class Trainer:
                 if a.dtype.is_floating_point:
                     a.lerp_(b, 1 - keep)
         return losses.detach()
+
+    def state(self) -> dict[str, Any]:
+        """All that a training needs to go on in another process, as `torch.load` reads it with `weights_only`."""
+        parts = ("student", "average", "optimizer", "schedule")
+        return {name: getattr(self, name).state_dict() for name in parts} | {"done": self.done}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`. Raises RuntimeError or ValueError when it is another network's."""
+        for name in ("student", "average", "optimizer", "schedule"):
+            getattr(self, name).load_state_dict(state[name])
+        self.done = state["done"]
 
     def save(self, path: Path, facts: dict[str, Any]) -> None:
         """Writes the average for the service, in fp16 and without training state, and its manifest. Raises OSError."""

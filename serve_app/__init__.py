@@ -3,8 +3,8 @@
 The path of a request:
 
     bytes ─► ingress        API key, limits, options          HTTP → encoded photo
-          ─► Preprocessor   decode, EXIF-rotate, letterbox    encoded photo → network input, uint8 (S, S, 3)
-          ─► Detector       dynamic batch, YOLOv8             network inputs, uint8 (N, S, S, 3) → candidates
+          ─► Preprocessor   decode, EXIF-rotate, letterbox    encoded photo → network input, uint8 (H, W, 3)
+          ─► Detector       dynamic batch, YOLO               network inputs, uint8 (H, W, 3) → candidates
           ─► Postprocessor  NMS, undo the letterbox           candidates → detections in pixels of the photo
           ─► ingress        JSON, JPEG or COCO results        detections → HTTP
 

@@ -1,4 +1,4 @@
-"""The command line, `python -m serve_app`: `serve`, `predict`, `key`, `weights …`, `manifests` and `check`.
+"""The command line, `python -m serve_app`: `serve`, `deploy`, `train`, `predict`, `key`, `weights …` and others.
 
 Each command imports only what it needs. The first line of its docstring is its help text.
 """
@@ -6,14 +6,13 @@ Each command imports only what it needs. The first line of its docstring is its 
 from __future__ import annotations
 
 import argparse
+import io
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
-from serve_app.errors import WeightsError
-from serve_app.ops import ray_environment
+from serve_app.errors import CommandFailed, WeightsError
+from serve_app.ops import ray_environment, service_folder
 from serve_app.settings import ROOT
 from serve_app.weights import cli
 
@@ -21,28 +20,46 @@ from serve_app.weights import cli
 def main(argv: list[str] | None = None) -> int:
     """Runs a command. Returns its exit code."""
     args = parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return int(args.run(args))
-    except WeightsError as error:
+    except (WeightsError, CommandFailed, OSError) as error:  # OSError: for example, no space is left
         print(f"error: {error}", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    return 1
 
 
 def serve(args: argparse.Namespace) -> int:
     """Runs the service in the foreground."""
-    temp = Path(tempfile.mkdtemp(prefix="ray-"))  # short, because Ray's socket paths may have 107 characters
-    for name, value in ray_environment.local(temp).items():
-        os.environ.setdefault(name, value)
-    from serve_app.ops import launch  # after Ray's environment variables are set; Ray takes 2 s to import
-
+    folder = service_folder.make()
     try:
-        launch.run(args.config, temp)
-    except launch.StartFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        for name, value in ray_environment.local(folder).items():
+            os.environ.setdefault(name, value)
+        os.environ["TMPDIR"] = str(folder)  # Ray's dashboard has sockets there: with a long path it took a minute more
+        from serve_app.ops import launch  # after Ray's environment variables are set; Ray takes 2 s to import
+
+        launch.run(args.config, folder)
     finally:
-        shutil.rmtree(temp, ignore_errors=True)
+        service_folder.remove(folder)
     return 0
+
+
+def deploy(args: argparse.Namespace) -> int:
+    """Changes a service that runs on this machine to a changed configuration."""
+    from serve_app.ops import deploy
+
+    deploy.deploy(args.config, args.address, args.lower_protection)
+    return 0
+
+
+def train(_: argparse.Namespace) -> int:
+    """Trains a model as a SageMaker training job does, below /opt/ml."""
+    from models import sagemaker
+
+    return sagemaker.main()
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -102,6 +119,14 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("serve", help=serve.__doc__)
     command.add_argument("--config", type=Path, default=ROOT / "serve_config.yaml")
     command.set_defaults(run=serve)
+
+    command = commands.add_parser("deploy", help=deploy.__doc__)
+    command.add_argument("config", type=Path, metavar="FILE")
+    command.add_argument("--address", help="of the service (URL or port), if FILE would suit several")
+    command.add_argument("--lower-protection", action="store_true", help="deploy although it lowers protection")
+    command.set_defaults(run=deploy)
+
+    commands.add_parser("train", help=train.__doc__).set_defaults(run=train)
 
     command = commands.add_parser("predict", help=predict.__doc__)
     command.add_argument("photos", type=Path, nargs="+", metavar="PHOTO")

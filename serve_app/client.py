@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
+from serve_app.settings import PILLOW_LIMIT
+from serve_app.vision import image
 from serve_app.vision.drawing import draw
 
 
@@ -54,12 +56,12 @@ def explain(answer: httpx.Response) -> str:
     return f"HTTP {answer.status_code}"
 
 
-def table(path: Path, image: dict[str, Any]) -> str:
+def table(path: Path, found: dict[str, Any]) -> str:
     """A heading, then one line for each box: name, confidence, corners in pixels."""
-    height, width = image["shape"]
-    took = sum(image["speed"].values())
-    lines = [f"{path}  {width} x {height}, {len(image['results'])} found, {took:.0f} ms"]
-    for result in image["results"]:
+    height, width = found["shape"]
+    took = sum(found["speed"].values())
+    lines = [f"{path}  {width} x {height}, {len(found['results'])} found, {took:.0f} ms"]
+    for result in found["results"]:
         corners = "".join(f"{result['box'][k]:9.1f}" for k in ("x1", "y1", "x2", "y2"))
         lines.append(f"  {result['name']:<16}{result['confidence']:>6.0%}{corners}")
     return "\n".join(lines)
@@ -67,8 +69,7 @@ def table(path: Path, image: dict[str, Any]) -> str:
 
 def paint(path: Path, results: list[dict[str, Any]], target: Path) -> None:
     """Writes the upright photo with its boxes to `target`, as a JPEG."""
-    with Image.open(path) as file:
-        photo = ImageOps.exif_transpose(file).convert("RGB")
+    photo = Image.fromarray(image.decode(path.read_bytes(), PILLOW_LIMIT))  # as the service has seen it
     boxes = [(*r["box"].values(), r["class"], f"{r['name']} {r['confidence']:.0%}") for r in results]
     draw(photo, boxes).save(target, quality=90)
     tqdm.write(f"  drawn: {target}")

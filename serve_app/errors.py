@@ -142,7 +142,7 @@ class UnsafeWeights(WeightsError):
 
 
 class WrongWeights(WeightsError):
-    """The classes differ from the manifest, or the image size from this service's."""
+    """The classes differ from the manifest or have no names; the size is not the service's; the photos are not RGB."""
 
     reason = "wrong"
 
@@ -153,7 +153,26 @@ class NotFinite(WeightsError):
     reason = "not_finite"
 
 
+class OutOfMemory(WeightsError, RuntimeError):
+    """The network, or a larger batch, does not fit into the free memory of the GPU.
+
+    A RuntimeError too, so that a replica survives when a new `max_batch_size` does not fit.
+    """
+
+    reason = "out_of_memory"
+
+
+class Imprecise(WeightsError):
+    """On the GPU the network does not find what it finds in float32 on the CPU."""
+
+    reason = "imprecise"
+
+
 class GoldenFailed(WeightsError):
     """The network does not find the objects of the golden set, or takes too long."""
 
     reason = "golden"
+
+
+class CommandFailed(Exception):
+    """A command cannot do what was asked. The message says why, in one line."""

@@ -2,20 +2,68 @@
 
 Ray computes `_sum` of a histogram from the middles of its buckets (batches of 1 have a mean of 0.5). So dashboards use
 buckets and counts, and a value that must be exact is a counter. Ray drops a gauge that is not set again before its next
-report, 10 s later.
+report, 10 s later. Ray accepts only ASCII in labels, see `escaped`.
+
+A metric never fails what it measures: an error is logged.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from ray.serve.metrics import Counter, Gauge, Histogram
+from ray.serve import metrics
 
+logger = logging.getLogger("ray.serve")
+Tags = dict[str, str] | None
 STAGE_BUCKETS_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30]
 
 
+def escaped(tags: Tags) -> dict[str, str]:
+    """The labels with all but printable ASCII escaped as in Python; users choose the names of classes and weights."""
+    return {k: v.encode("unicode_escape").decode() for k, v in (tags or {}).items()}
+
+
+@contextmanager
+def harmless() -> Iterator[None]:
+    """Logs an error instead of raising it."""
+    try:
+        yield
+    except Exception:
+        logger.exception("a metric was not recorded")
+
+
+class Counter(metrics.Counter):
+    """Serve's counter, harmless and with any label."""
+
+    def inc(self, value: float = 1.0, tags: Tags = None) -> None:
+        """Adds `value`, which is above 0."""
+        with harmless():
+            super().inc(value, escaped(tags))
+
+
+class Gauge(metrics.Gauge):
+    """Serve's gauge, harmless and with any label."""
+
+    def set(self, value: float, tags: Tags = None) -> None:  # type: ignore[override] # Ray's two types differ
+        """Sets the value."""
+        with harmless():
+            super().set(value, escaped(tags))
+
+
+class Histogram(metrics.Histogram):
+    """Serve's histogram, harmless and with any label."""
+
+    def observe(self, value: float, tags: Tags = None) -> None:
+        """Counts `value` in its bucket."""
+        with harmless():
+            super().observe(value, escaped(tags))
+
+
 def stage_seconds() -> Histogram:
-    """Seconds in one stage. For `detect`: the forward pass of the whole batch."""
+    """Seconds in one stage. For `detect`: the whole batch in the engine."""
     return Histogram("recognition_stage_seconds", "Time in one stage", STAGE_BUCKETS_S, ("stage",))
 
 

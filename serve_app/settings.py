@@ -10,13 +10,34 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PositiveInt, Tag
 
+LARGEST_SIZE = 1280  # pixels: longer side of the largest network input
 ROOT = Path(__file__).resolve().parent.parent  # relative paths in settings are below it
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
+MAX_CLASSES = 1000  # classes that one option of a request may list
+DEFAULT_CONF = 0.25
+
+
+def _id_or_name(value: object) -> object:
+    """Digits are an id, as they come from a query or as a key of JSON."""
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+
+
 ClassId = Annotated[int, Field(ge=0, lt=10_000)]
+ClassName = Annotated[str, Field(max_length=1000)]
+Class = Annotated[
+    Annotated[ClassId, Tag("id")] | Annotated[ClassName, Tag("name")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "id"),
+    BeforeValidator(_id_or_name),
+]
+ConfOfClasses = Annotated[dict[Class, Fraction], Field(max_length=MAX_CLASSES)]
+Conf = Annotated[
+    Annotated[Fraction, Tag("number")] | Annotated[ConfOfClasses, Tag("mapping")],
+    Discriminator(lambda value: "mapping" if isinstance(value, dict) else "number"),
+]
 PILLOW_LIMIT = 89_478_485  # pixels; Pillow itself refuses larger images as decompression bombs
 PROXY_WINDOW_BYTES = 32_000_000  # most that is read of a body, see http/proxy_middleware.py
 MAX_PREDICTIONS = 160  # at a time in one ingress replica: about 4 s of work on two cores, see http/proxy_middleware.py
@@ -38,9 +59,9 @@ class AppSettings(BaseModel):
     weights_cache: str = Field(
         "models/cache", description="folder for weights from S3, below the repository's root if relative"
     )
-    image_size: Annotated[int, Field(ge=32, le=1280, multiple_of=32)] | None = Field(
+    image_size: Annotated[int, Field(ge=32, le=LARGEST_SIZE, multiple_of=32)] | None = Field(
         None,
-        description="side of the square the network sees, in pixels, a multiple of 32; the weights' own when not set",
+        description="longer side of the network input, in pixels, a multiple of 32; the weights' own when not set",
     )
     placement: Literal["together", "apart"] = Field(
         "apart",
@@ -54,8 +75,9 @@ class AppSettings(BaseModel):
     )
     precision: Precision = Field(
         "auto",
-        description="numbers of OpenVINO; `auto` is `bfloat16` where the CPU has AMX, else `float32`; `int8` is the "
-        "fastest and the least exact, needs the `int8` extra, and takes about 10 s to calibrate new weights",
+        description="numbers of the network; `auto` is float16 on a GPU, `bfloat16` where the CPU has AMX, else "
+        "`float32`; `int8` is for CPUs only, the fastest and the least exact, needs the `int8` extra, and takes about "
+        "10 s to calibrate new weights",
     )
     cpu_threads: PositiveInt | None = Field(
         None, description="threads of one Detector replica without a GPU; all cores of its node when not set"
@@ -93,7 +115,7 @@ class DetectorSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_batch_size: Annotated[int, Field(ge=1, le=256)] = Field(8, description="most images in one forward pass")
+    max_batch_size: Annotated[int, Field(ge=1, le=256)] = Field(8, description="most images in one batch")
     batch_wait_timeout_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
         0.01, description="longest wait for a batch to fill, in seconds"
     )
@@ -105,17 +127,21 @@ class PredictOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    conf: Fraction = Field(0.25, description="least confidence of a box")
+    conf: Conf = Field(
+        DEFAULT_CONF,
+        description='least confidence of a box, 0 to 1; or that of each class, `{"bus": 0.6}`, and 0.25 for the others',
+    )
     iou: Fraction = Field(0.7, description="boxes of one class that overlap more than this are merged by NMS")
-    classes: Annotated[frozenset[ClassId], Field(max_length=1000)] | None = Field(
-        None, description="class ids to report, separated by commas; all when not set"
+    classes: Annotated[frozenset[Class], Field(max_length=MAX_CLASSES)] | None = Field(
+        None, description="names or ids of classes to report, separated by commas; all when not set"
     )
     max_det: Annotated[int, Field(ge=1, le=MAX_DETECTIONS)] = Field(
         MAX_DETECTIONS, description="most boxes in one image"
     )
+    agnostic_nms: bool = Field(False, description="boxes of other classes that overlap as much are merged too")
     format: Literal["json", "image", "coco"] = Field(
         "json",
-        description="`json`; `image`: the photo with its boxes drawn; `coco`: COCO results with 1-90 category ids",
+        description="`json`; `image`: the photo with its boxes drawn; `coco`: COCO results",
     )
     normalize: bool = Field(False, description="corners as fractions of width and height instead of pixels")
     decimals: Annotated[int, Field(ge=0, le=8)] | None = Field(

@@ -13,20 +13,16 @@ resource "aws_ecr_repository" "this" {
   }
 }
 
+# Only release tags expire. There is no rule for untagged images: tags never move, so all that has no tag is a signature or
+# a bill of materials, which ECR deletes with its image.
 resource "aws_ecr_lifecycle_policy" "this" {
   repository = aws_ecr_repository.this.name
   policy = jsonencode({
     rules = [
       {
         rulePriority = 1
-        description  = "Untagged images"
-        selection    = { tagStatus = "untagged", countType = "sinceImagePushed", countUnit = "days", countNumber = 14 }
-        action       = { type = "expire" }
-      },
-      {
-        rulePriority = 2
-        description  = "Keep 50 images of 2.5 GB for rollbacks"
-        selection    = { tagStatus = "any", countType = "imageCountMoreThan", countNumber = 50 }
+        description  = "Keep 50 releases for rollbacks"
+        selection    = { tagStatus = "tagged", tagPatternList = ["v*"], countType = "imageCountMoreThan", countNumber = 50 }
         action       = { type = "expire" }
       },
     ]

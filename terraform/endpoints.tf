@@ -1,6 +1,8 @@
-# Reach AWS services without the NAT gateway. Most of its traffic would be a 2.5 GB image for each new node.
+# What pods and nodes reach without the NAT gateway: images (the largest part of its traffic would be 2.5 GB for each new
+# node), weights, and the credentials that EKS Pod Identity gives (`eks-auth`). AWS runs Auto Mode's controllers outside the
+# VPC, and writes flow, firewall and control plane logs from there.
 locals {
-  endpoints = toset(["ecr.api", "ecr.dkr", "sts", "logs", "ec2", "elasticloadbalancing"])
+  endpoints = toset(["ecr.api", "ecr.dkr", "eks-auth"])
 }
 
 resource "aws_vpc_endpoint" "s3" {

@@ -105,4 +105,26 @@ resource "aws_wafv2_web_acl_logging_configuration" "this" {
       name = "authorization" # the API keys
     }
   }
+
+  redacted_fields {
+    single_header {
+      name = "x-api-key" # the same
+    }
+  }
+
+  # Only what was blocked: the load balancer's access logs have every request, at a hundredth of the price.
+  logging_filter {
+    default_behavior = "DROP"
+
+    filter {
+      behavior    = "KEEP"
+      requirement = "MEETS_ANY"
+
+      condition {
+        action_condition {
+          action = "BLOCK"
+        }
+      }
+    }
+  }
 }

@@ -4,9 +4,14 @@ output "kubeconfig" {
   value       = "aws eks update-kubeconfig --region ${var.region} --name ${aws_eks_cluster.this.name}"
 }
 
-output "push" {
-  description = "Logs in to the registry, tags the image and pushes it; a release does this in the pipeline."
-  value       = "aws ecr get-login-password --region ${var.region} | docker login --username AWS --password-stdin ${split("/", aws_ecr_repository.this.repository_url)[0]} && docker tag image-recognition:dev ${aws_ecr_repository.this.repository_url}:TAG && docker push ${aws_ecr_repository.this.repository_url}:TAG"
+output "image" {
+  description = "Address of the image in the registry, without tag."
+  value       = aws_ecr_repository.this.repository_url
+}
+
+output "login" {
+  description = "Logs Docker in to the registry; a release does this in the pipeline."
+  value       = "aws ecr get-login-password --region ${var.region} | docker login --username AWS --password-stdin ${split("/", aws_ecr_repository.this.repository_url)[0]}"
 }
 
 output "publish" {
@@ -19,9 +24,19 @@ output "redis" {
   value       = "kubectl -n recognition create service externalname recognition-redis --external-name ${aws_elasticache_replication_group.this.primary_endpoint_address} && kubectl -n recognition create secret generic recognition-redis --from-literal=password=\"$TF_VAR_redis_password\""
 }
 
+output "certificate" {
+  description = "ARN of the certificate, for the annotation alb.ingress.kubernetes.io/certificate-arn of the Ingress; null without `domain`."
+  value       = one(aws_acm_certificate_validation.this[*].certificate_arn)
+}
+
 output "firewall" {
   description = "ARN of the web ACL, for the annotation alb.ingress.kubernetes.io/wafv2-acl-arn of the Ingress."
   value       = aws_wafv2_web_acl.this.arn
+}
+
+output "access_logs" {
+  description = "Bucket for the load balancer's access logs, for load-balancer-attributes of the Ingress."
+  value       = aws_s3_bucket.access_logs.id
 }
 
 output "pipeline_role" {

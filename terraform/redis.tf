@@ -32,6 +32,7 @@ resource "aws_elasticache_replication_group" "this" {
   kms_key_id                 = aws_kms_key.this.arn
   transit_encryption_enabled = true
   auth_token                 = var.redis_password
+  auth_token_update_strategy = "ROTATE" # the old password stays valid until it is removed, see kuberay/OPERATIONS.md
   subnet_group_name          = aws_elasticache_subnet_group.this.name
   security_group_ids         = [aws_security_group.redis.id]
   snapshot_retention_limit   = 0 # the state is useless once the cluster is gone

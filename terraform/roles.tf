@@ -109,9 +109,15 @@ data "aws_iam_policy_document" "github" {
     }
 
     condition {
-      test     = "StringLike" # a pull request's token has a different subject
+      test     = "StringEquals" # a job without an environment has a different subject, also on a tag
       variable = "token.actions.githubusercontent.com:sub"
-      values   = ["repo:${var.github_repository}:ref:refs/heads/main", "repo:${var.github_repository}:ref:refs/tags/v*"]
+      values   = [for environment in var.github_environments : "repo:${var.github_repository}:environment:${environment}"]
+    }
+
+    condition {
+      test     = "StringLike" # the subject does not say from which branch or tag the environment was entered
+      variable = "token.actions.githubusercontent.com:ref"
+      values   = ["refs/heads/main", "refs/tags/v*"]
     }
   }
 }

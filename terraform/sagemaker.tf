@@ -1,4 +1,10 @@
 # The managed alternative to the cluster: the same image behind a SageMaker endpoint. Only if `sagemaker` is set.
+variable "sagemaker_ami" {
+  description = "AMI of the endpoint's GPU instances; its driver must fit the image's CUDA. The default has driver 580, for CUDA 13; it needs AWS provider 6. With provider 5, or an image for CUDA 12, use al2-ami-sagemaker-inference-gpu-3-1, with driver 550."
+  type        = string
+  default     = "al2023-ami-sagemaker-inference-gpu-4-1" # without one, SageMaker takes driver 470 for g5: CUDA 11.4
+}
+
 locals {
   sagemaker = var.sagemaker == null ? {} : { this = var.sagemaker }
 
@@ -15,8 +21,9 @@ resource "aws_sagemaker_model" "this" {
   execution_role_arn = aws_iam_role.sagemaker["this"].arn
 
   primary_container {
-    image       = each.value.image
-    environment = local.container
+    image              = var.sagemaker_model_package == null ? each.value.image : null
+    environment        = var.sagemaker_model_package == null ? local.container : null
+    model_package_name = var.sagemaker_model_package
   }
 
   vpc_config {
@@ -40,8 +47,23 @@ resource "aws_sagemaker_endpoint_configuration" "this" {
     instance_type                                     = each.value.instance_type
     initial_instance_count                            = each.value.min_instances
     container_startup_health_check_timeout_in_seconds = 600 # the service needs 60-90 s once the image is pulled
-    # The default has driver 470, which supports CUDA up to 11.4. This one has driver 550, which supports CUDA 12.
-    inference_ami_version = can(regex("^ml[.][gp]", each.value.instance_type)) ? "al2-ami-sagemaker-inference-gpu-3-1" : null
+    inference_ami_version                             = can(regex("^ml[.][gp]", each.value.instance_type)) ? var.sagemaker_ami : null
+  }
+
+  # Answers only: photos show people. The drift monitor reads them, see sagemaker_drift.tf.
+  data_capture_config {
+    enable_capture              = true
+    initial_sampling_percentage = 10
+    destination_s3_uri          = "${local.sagemaker_files}/capture"
+    kms_key_id                  = aws_kms_key.this.arn
+
+    capture_options {
+      capture_mode = "Output"
+    }
+
+    capture_content_type_header {
+      json_content_types = ["application/json"]
+    }
   }
 
   lifecycle {
@@ -171,6 +193,7 @@ resource "aws_iam_role" "sagemaker" {
 resource "aws_iam_role_policy" "sagemaker" {
   for_each = var.sagemaker == null ? {} : {
     read-weights = data.aws_iam_policy_document.read_weights.json
+    capture      = data.aws_iam_policy_document.capture["this"].json
     run          = data.aws_iam_policy_document.sagemaker.json
   }
 

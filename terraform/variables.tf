@@ -31,9 +31,9 @@ variable "nat_per_zone" {
 }
 
 variable "kubernetes_version" {
-  description = "Kubernetes version of the EKS cluster."
+  description = "Kubernetes version of the EKS cluster. AWS supports 1.36 until 2027-08-02, then upgrades the cluster by itself."
   type        = string
-  default     = "1.34"
+  default     = "1.36"
 }
 
 variable "api_cidrs" {
@@ -53,12 +53,22 @@ variable "admins" {
 }
 
 variable "github_repository" {
-  description = "OWNER/NAME of the repository whose `main` branch and `v*` tags may push images and publish weights."
+  description = "Repository whose workflows may push images and publish weights, as its OIDC tokens name it: OWNER@ID/NAME@ID, or OWNER/NAME if it was created before 2026-07-15 and neither renamed nor moved since."
   type        = string
 
   validation {
-    condition     = can(regex("^[^/*]+/[^/*]+$", var.github_repository))
-    error_message = "Use OWNER/NAME, without wildcards."
+    condition     = can(regex("^([\\w.-]+/[\\w.-]+|[\\w.-]+@[0-9]+/[\\w.-]+@[0-9]+)$", var.github_repository))
+    error_message = "Use OWNER@ID/NAME@ID or OWNER/NAME, without wildcards."
+  }
+}
+
+variable "github_environments" {
+  description = "GitHub environments whose jobs on `main` and `v*` tags may assume the pipeline's role. `production` needs reviewers, see CONTRIBUTING.md."
+  type        = list(string)
+
+  validation {
+    condition     = alltrue([for name in var.github_environments : can(regex("^[\\w-]+$", name))])
+    error_message = "Use letters, digits, - and _, without wildcards."
   }
 }
 
@@ -66,6 +76,23 @@ variable "github_oidc_provider" {
   description = "ARN of the account's OIDC provider for GitHub, if it exists; an account can have only one. If null, it is created."
   type        = string
   default     = null
+}
+
+variable "domain" {
+  description = "Name of the service and the public Route 53 zone that contains it: creates the certificate, and the name once load_balancer, the address that the Ingress shows, is set. If null, bring your own."
+  type        = object({ name = string, zone = string, load_balancer = optional(string) })
+  default     = null
+
+  validation {
+    condition     = var.domain == null ? true : endswith(".${var.domain.name}", ".${var.domain.zone}")
+    error_message = "The name must be in the zone."
+  }
+}
+
+variable "gpu_vcpus" {
+  description = "vCPUs of G instances that the service needs, counting the second cluster of an upgrade. `apply` warns if the account's quota is lower."
+  type        = number
+  default     = 0
 }
 
 variable "requests_per_ip" {

@@ -2,7 +2,7 @@ terraform {
   required_version = "~> 1.11"
 
   required_providers {
-    aws = { source = "hashicorp/aws", version = "~> 5.100" }
+    aws = { source = "hashicorp/aws", version = ">= 5.100, < 7.0" }
   }
 
   # State in S3: `terraform init -backend-config=staging.s3.tfbackend`, see README.md.

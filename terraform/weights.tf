@@ -67,23 +67,7 @@ resource "aws_s3_bucket_policy" "weights" {
 }
 
 data "aws_iam_policy_document" "weights" {
-  statement {
-    sid       = "TLSOnly"
-    effect    = "Deny"
-    actions   = ["s3:*"]
-    resources = [aws_s3_bucket.weights.arn, "${aws_s3_bucket.weights.arn}/*"]
-
-    principals {
-      type        = "*"
-      identifiers = ["*"]
-    }
-
-    condition {
-      test     = "Bool"
-      variable = "aws:SecureTransport"
-      values   = ["false"]
-    }
-  }
+  source_policy_documents = [data.aws_iam_policy_document.tls_only["weights"].json]
 
   statement {
     sid       = "ReadByNobodyElse"

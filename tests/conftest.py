@@ -8,9 +8,9 @@ import importlib.util
 import shutil
 import signal
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from loadtests.service import ROOT, Service, command, config, free_port, ray_files, running
@@ -33,24 +34,17 @@ def pytest_report_header() -> str:
     return ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Makes Ray's token before any service does: two that start at once would each make one, and one is wrong."""
-    if not hasattr(config, "workerinput") and not (Path.home() / ".ray" / "auth_token").exists():
-        typed = [str(Path(sys.executable).parent / "ray"), "get-auth-token", "--generate"]
-        subprocess.run(typed, check=True, capture_output=True)
-
-
 # Groups that take minutes start first, so that none of them is left alone at the end.
 LONGEST = (
-    "service", "tests.loadtests.test_drill", "tests.terraform.test_terraform", "graph", "tests.weights.test_swaps",
-    "tests.ops.test_monitoring", "tests.weights.test_default_model", "tests.loadtests.test_plan",
+    "service", "tests.loadtests.test_drill", "account", "graph", "tests.weights.test_swaps",
+    "tests.terraform.test_terraform", "tests.ops.test_monitoring", "tests.weights.test_default_model", "tests.loadtests.test_plan",
     "tests.vision.test_engines", "tests.graph.test_autoscaling", "tests.http.test_auth",
 )  # fmt: skip
 
 
 def users_of(item: pytest.Item | None) -> set[str]:
     """The shared fixtures that a test uses."""
-    return {"service", "graph", "rendered"} & set(getattr(item, "fixturenames", ()))
+    return {"service", "graph", "rendered", "account"} & set(getattr(item, "fixturenames", ()))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before xdist reads the groups in the same hook
@@ -72,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Stops a shared service after its last test: an idle one takes a fifth of a core."""
     request: pytest.FixtureRequest = item._request  # type: ignore[attr-defined]
-    for name in users_of(item) - users_of(nextitem) - {"rendered"}:
+    for name in users_of(item) - users_of(nextitem) - {"rendered", "account"}:
         request._get_active_fixturedef(name).finish(request)  # type: ignore[arg-type]
 
 
@@ -120,8 +114,15 @@ class Collector(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="session")
 def graph_config() -> dict[str, Any]:
-    """Each stage in a replica of its own, batches of up to 8; every request is traced and logged in detail."""
+    """Each stage in a replica of its own, batches of up to 8; every request is traced and logged in detail.
+
+    With the gate of a cluster, on this one node.
+    """
     content = apart(config(free_port()))
+    (gate,) = yaml.safe_load((ROOT / "kuberay" / "base" / "serve.yaml").read_text())["applications"]
+    gate["args"] = {"port": content["http_options"]["port"], "healthy_s": 3}
+    gate["deployments"][0]["ray_actor_options"].pop("label_selector")
+    content["applications"].append(gate)
     content["tracing_config"] = {
         "enabled": True, "exporter_import_path": "serve_app.tracing:exporter", "sampling_ratio": 1.0,
     }  # fmt: skip
@@ -177,6 +178,15 @@ def http_server(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[s
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def eventually(found: Callable[[], Any], seconds: float = 300) -> Any:
+    """What `found` returns once it is true. The time is for a machine so busy that 120 s were too few."""
+    end = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return value
 
 
 def script(path: Path) -> Any:

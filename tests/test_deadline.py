@@ -69,7 +69,9 @@ def detector() -> Any:
     """A Detector around that network, without Ray."""
     made = Detector.__new__(Detector)
     made._admission = BatchAdmission(concurrent_batches=2, size=8)
-    made._weights = SimpleNamespace(current=SimpleNamespace(engine=Network(made._admission), weights=None))
+    made._weights = SimpleNamespace(
+        current=SimpleNamespace(engine=Network(made._admission), weights=SimpleNamespace(class_names=("a",)))
+    )
     made._seconds = made._queue = SimpleNamespace(observe=lambda *_: None)
     made._engine = SimpleNamespace(inc=lambda *_: None)
     made._watchdog, made._replica = Watchdog(), "a"

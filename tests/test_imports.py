@@ -33,7 +33,7 @@ def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_a_planted_import_is_refused(file: str, planted: str, broken: str, tmp_path: Path) -> None:
-    for name in ("serve_app", "loadtests"):
+    for name in ("serve_app", "loadtests", "models"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     path = tmp_path / "serve_app" / file

@@ -22,6 +22,7 @@ from serve_app.graph import detector
 from serve_app.http import ingress
 from serve_app.ops.serve_config import apart
 from serve_app.settings import AppSettings
+from serve_app.vision.engines.engine import Images
 from serve_app.weights import loader
 
 GPUS = (1000, 3000)  # images/s of yolov8n in float16: on an L4, and on a larger GPU
@@ -37,9 +38,9 @@ class InstantEngine:
         self._head = np.zeros((6, size * size * 21 // 1024), np.float32)  # all anchors of strides 8, 16 and 32
         self._head[:5, 0] = size / 2, size / 2, size / 4, size / 4, 0.9
 
-    def __call__(self, inputs_nhwc: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, images: Images) -> NDArray[np.float32]:
         """See `Engine`."""
-        return np.broadcast_to(self._head, (len(inputs_nhwc), *self._head.shape))
+        return np.broadcast_to(self._head, (len(images), *self._head.shape))
 
 
 def without_network(instead: type[InstantEngine] = InstantEngine) -> None:

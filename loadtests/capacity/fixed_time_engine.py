@@ -16,6 +16,7 @@ from ray.serve import Application
 from loadtests.benchmarks import overhead
 from serve_app import app
 from serve_app.settings import AppSettings
+from serve_app.vision.engines.engine import Images
 
 BASE_S, EACH_S = 0.08, 0.04
 
@@ -27,11 +28,11 @@ class FixedTimeEngine(overhead.InstantEngine):
         super().__init__(class_names, size)
         self._one_batch = threading.Lock()
 
-    def __call__(self, inputs_nhwc: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, images: Images) -> NDArray[np.float32]:
         """See `Engine`."""
         with self._one_batch:
-            time.sleep(BASE_S + EACH_S * len(inputs_nhwc))
-        return super().__call__(inputs_nhwc)
+            time.sleep(BASE_S + EACH_S * len(images))
+        return super().__call__(images)
 
 
 class SingleProcessIngress(overhead.SingleProcessIngress):

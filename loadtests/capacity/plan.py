@@ -130,21 +130,27 @@ class Plan:
         return [{"op": "replace", "path": f"{group}/{key}", "value": value} for key, value in sizes.items()]
 
     def nodepool(self) -> dict[str, Any]:
-        """A merge patch for the node pool. Its limit fits two clusters: an upgrade by `NewCluster` runs both."""
+        """A merge patch for the node pool. Its limit fits three clusters: a rollback during an upgrade runs as many."""
         gpu = "gpu" in self.curve.hardware
         cores = int(self.curve.hardware["cores"])
-        workers = 2 * self.most_workers
+        workers = 3 * self.most_workers
         limits = {"nvidia.com/gpu": str(workers)} if gpu else {"cpu": str(workers * cores + 4)}
         metadata = {"name": "recognition-gpu" if gpu else "recognition-cpu"}
         return {"apiVersion": "karpenter.sh/v1", "kind": "NodePool", "metadata": metadata, "spec": {"limits": limits}}
 
+    def budget(self) -> dict[str, Any]:
+        """A merge patch for the disruption budget: drains may evict one worker at a time."""
+        metadata = {"name": "recognition-workers"}
+        spec = {"minAvailable": self.fewest_nodes - 1}
+        return {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": metadata, "spec": spec}
+
     def write(self, folder: Path) -> list[Path]:
-        """Writes the three patches; returns their paths. Raises OSError."""
+        """Writes the four patches; returns their paths. Raises OSError."""
         folder.mkdir(parents=True, exist_ok=True)
         load = f"{self.peak_rps:g} photos/s with p95 {self.p95_ms:g} ms"
         header = f"# For {load}, from the curve of {self.curve.measured}.\n"
         written = []
-        for name in ("serve", "workers", "nodepool"):
+        for name in ("serve", "workers", "nodepool", "budget"):
             written.append(folder / f"{name}.yaml")
             written[-1].write_text(header + yaml.safe_dump(getattr(self, name)(), sort_keys=False))
         return written

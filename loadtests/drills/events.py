@@ -17,7 +17,7 @@ import psutil
 
 from loadtests import s3_server
 from loadtests.drills.weights_versions import Versions
-from loadtests.service import Service, command, config, deploy, detector, free_port, model, running, status
+from loadtests.service import Service, command, deploy, detector, model, running, shipped, status
 
 TIMEOUT_S = 150.0
 KILLED = {  # part of the process's command line
@@ -132,7 +132,7 @@ class Operator:
             try:
                 if true():
                     return
-            except (httpx.HTTPError, ValueError):  # Serve's API, or the only replica, is down at the moment
+            except (httpx.HTTPError, LookupError, ValueError):  # Serve's API, or the only replica, is down now
                 pass
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not settled after {TIMEOUT_S:g} s")
@@ -140,13 +140,16 @@ class Operator:
 
 
 @contextmanager
-def local(env: dict[str, str] | None = None) -> Iterator[Operator]:
-    """Starts a service with weights from S3 whose replica takes 0.3 CPUs, so three replicas fit on this machine."""
+def local(env: dict[str, str] | None = None, difference: str = "") -> Iterator[Operator]:
+    """Starts a service with weights from S3 whose replica takes 0.3 CPUs, so three replicas fit on this machine.
+
+    `difference`, a YAML text, changes its configuration.
+    """
     with tempfile.TemporaryDirectory() as name, s3_server.bucket() as bucket:
         versions = Versions(bucket, Path(name))
         uri = versions.good().uri
         args = {"weights": uri, "s3_endpoint_url": bucket.endpoint, "weights_cache": str(Path(name) / "cache")}
-        content = config(free_port(), **args)
+        content = shipped(difference, **args)
         detector(content)["ray_actor_options"]["num_cpus"] = 0.3
         with running(content, env=env) as service:
             yield Operator(service, content, versions, uri)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import gzip
 import io
 import json
 import random
@@ -23,20 +24,25 @@ from PIL import Image
 from tqdm import tqdm
 
 from loadtests.drills.abuse import memory
-from loadtests.service import Service, config, free_port, running
+from loadtests.service import ROOT, Service, config, free_port, running
+from serve_app import deadline
 from serve_app.vision.sample_photos import bus
 
+KINDS = ("image", "image", "form", "json", "oip", "kserve")
 OPTIONS = ("conf", "iou", "classes", "max_det", "format", "normalize", "decimals", "unknown")
-VALUES: tuple[object, ...] = (0, 1, 0.5, -1, 1e308, "nan", "", "0,1", [0, 1], {}, None, True, "json", "coco", "\ud800")
+VALUES: tuple[object, ...] = (
+    0, 1, 0.5, -1, 1e308, "nan", "", "0,1", [0, 1], {}, None, True, "json", "coco", "\ud800", "bus,0", {"bus": 0.5},
+    '{"bus": 0.5}', {"0": 2},
+)  # fmt: skip
 
 
 def seeds() -> list[bytes]:
-    """A small picture in every format and mode: plain, with EXIF orientation, and animated."""
+    """A small picture in every format and mode: plain, with EXIF orientation, animated; and the HEICs of the tests."""
     picture = Image.open(io.BytesIO(bus())).resize((60, 80))
     exif = Image.Exif()
     exif[0x0112] = 6
     found = []
-    for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"):
+    for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000"):
         for mode in ("RGB", "L", "P", "RGBA"):
             for options in ({}, {"exif": exif}, {"save_all": True, "append_images": [picture.rotate(90)]}):
                 file = io.BytesIO()
@@ -45,7 +51,7 @@ def seeds() -> list[bytes]:
                 except (OSError, ValueError, KeyError, RuntimeError):
                     continue  # the format does not support this mode or option
                 found.append(file.getvalue())
-    return found
+    return found + [path.read_bytes() for path in sorted((ROOT / "tests" / "vision").glob("*.heic"))]
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -70,8 +76,16 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(content)
 
 
+def packed(prepared: httpx.Request, rng: random.Random) -> httpx.Request:
+    """The same request with a body in gzip, with or without damage to it."""
+    body = gzip.compress(prepared.content, 1)
+    body = mutate(body, rng) if rng.random() < 0.5 else body
+    headers = {"Content-Type": prepared.headers["content-type"], "Content-Encoding": "gzip"}
+    return httpx.Request("POST", prepared.url, content=body, headers=headers)
+
+
 def request(kind: str, pictures: list[bytes], rng: random.Random) -> httpx.Request:
-    """A request of a kind (`image`, `form`, `json` or `oip`), with or without damage to its image and body."""
+    """A request of one of KINDS, with or without damage to its image and body."""
     picture = rng.choice(pictures)
     data = mutate(picture, rng) if rng.random() < 0.8 else picture
     options = {name: rng.choice(VALUES) for name in rng.sample(OPTIONS, rng.choice((0, 0, 1, 2)))}
@@ -89,10 +103,15 @@ def request(kind: str, pictures: list[bytes], rng: random.Random) -> httpx.Reque
         return httpx.Request("POST", url, content=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
     if kind == "json":
         body = json.dumps({"source": rng.choice((text, [text], [text, 5], None)), **options}).encode()
+    elif kind == "kserve":
+        url = f"http://service/v1/models/{rng.choice(('yolov8n', 'default'))}:predict"
+        instance = rng.choice((text, {"b64": text}, {"image": {"b64": text}}, {}, 5))
+        body = json.dumps({"instances": [instance], "parameters": options}).encode()
     else:
         url = f"http://service/v2/models/{rng.choice(('yolov8n', 'default'))}/infer"
         tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [text]}
-        body = json.dumps({"inputs": [tensor], "parameters": options}).encode()
+        wanted: object = rng.choice((None, [], [{"name": "boxes"}], [{"name": "masks"}], [5], {}))
+        body = json.dumps({"inputs": [tensor], "parameters": options, "outputs": wanted}).encode()
     body = mutate(body, rng) if rng.random() < 0.5 else body
     return httpx.Request("POST", url, content=body, headers={"Content-Type": "application/json"})
 
@@ -103,8 +122,8 @@ def fuzz(
     """Returns counts by (kind, status), findings (see `proper`), and the slowest answer in seconds."""
     rng = random.Random(seed)
     pictures = seeds()
-    kinds = [rng.choice(("image", "image", "form", "json", "oip")) for _ in range(count)]
-    requests = [(kind, request(kind, pictures, rng)) for kind in kinds]
+    requests = [(kind, request(kind, pictures, rng)) for kind in rng.choices(KINDS, k=count)]
+    requests = [(kind, packed(one, rng) if rng.random() < 0.1 else one) for kind, one in requests]
     counts: Counter[tuple[str, int]] = Counter()
     findings: list[str] = []
     slowest = 0.0
@@ -115,9 +134,9 @@ def fuzz(
             kind, prepared = job
             started = time.perf_counter()
             target = service.url + prepared.url.raw_path.decode()
-            headers = {"Content-Type": prepared.headers["content-type"]}
+            kept = {k: v for k, v in prepared.headers.items() if k.startswith("content-") and k != "content-length"}
             try:
-                answer = http.post(target, content=prepared.content, headers=headers)
+                answer = http.post(target, content=prepared.content, headers=kept)
             except httpx.HTTPError:
                 answer = None
             return kind, prepared, answer, time.perf_counter() - started
@@ -155,7 +174,7 @@ def contract(url: str, examples: int, seed: int) -> subprocess.CompletedProcess[
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--phases", "examples,fuzzing",
         "--max-examples", str(examples), "--checks", checks, "--seed", str(seed), "--request-timeout", "30",
-        "--no-color",
+        "--no-color", "--header", f"{deadline.HEADER}: 30000",  # it would send 1 ms, and 504 would be right
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, check=False)
 

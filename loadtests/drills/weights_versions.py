@@ -39,6 +39,11 @@ class Versions:
         """The bundled weights, each number changed by at most 0.1 %: other bytes, the same objects."""
         return self._publish(self._changed(lambda p: p.mul_(1 + 0.001 * (2 * torch.rand_like(p) - 1))))
 
+    def named(self, names: tuple[str, ...], file: str) -> Pinned:
+        """The bundled weights with other class names, as `file` in the same bucket, without a golden set."""
+        path = self._changed(lambda _: None, names)
+        return self._publish(path, f"s3://{s3_server.BUCKET}/{file}", class_names=names, golden=None)
+
     def broken(self, how: str) -> str:
         """Publishes a version that must be refused, and returns its address. `how` is a key of `swaps.REASONS`."""
         if how == "wrong hash":
@@ -65,9 +70,10 @@ class Versions:
         put = self._bucket.client.put_object(Bucket=at.bucket, Key=at.key, Body=cut, Metadata=whole["Metadata"])
         return at.pinned(put["VersionId"], at.sha256 or "")
 
-    def _changed(self, change: Callable[[torch.Tensor], object]) -> Path:
+    def _changed(self, change: Callable[[torch.Tensor], object], names: tuple[str, ...] = ()) -> Path:
         path = self._folder / f"{next(self._count)}.pt"
         network = copy.deepcopy(read_checkpoint(BUNDLED))
+        network.names = dict(enumerate(names)) or network.names
         with torch.no_grad():
             for parameter in network.parameters():
                 change(parameter)
@@ -76,7 +82,7 @@ class Versions:
         path.write_bytes(content.getvalue())
         return path
 
-    def _publish(self, path: Path, **stated: object) -> Pinned:
+    def _publish(self, path: Path, uri: str = KEY, **stated: object) -> Pinned:
         update = {"sha256": sha256_of(path), "bytes": path.stat().st_size} | stated
         manifest = Manifest.model_validate(self._manifest.model_copy(update=update))
-        return self._store.publish(path, manifest, KEY)
+        return self._store.publish(path, manifest, uri)

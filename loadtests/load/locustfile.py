@@ -12,6 +12,7 @@ from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
 import json
+import os
 import random
 from http import HTTPStatus
 from pathlib import Path
@@ -29,6 +30,7 @@ from loadtests.traffic import Object, objects, same
 
 PATH = "/v1/predict"
 PATIENCE_S = 60.0
+KEY = {"Authorization": f"Bearer {key}"} if (key := os.environ.get("API_KEY")) else {}  # of a service that asks for one
 PHOTOS: list[Photo] = []
 KNOWN: dict[bytes, list[Object]] = {}  # right answers by photo
 
@@ -62,12 +64,14 @@ def learn(environment: Environment, **_: object) -> None:
     try:
         with httpx.Client(base_url=environment.host or "", timeout=PATIENCE_S) as http:
             for photo in {photo.content: photo for photo in PHOTOS}.values():
-                answer = http.post(PATH, content=photo.content, headers={"Content-Type": photo.media_type})
+                answer = http.post(PATH, content=photo.content, headers=KEY | {"Content-Type": photo.media_type})
                 KNOWN[photo.content] = objects(answer.raise_for_status().json())
     except httpx.HTTPError as error:
         print(f"cannot learn the right answers from {environment.host}: {error}")
         if environment.runner:
             environment.runner.quit()
+    if environment.shape_class:
+        environment.shape_class.reset_time()  # the load begins now; learning may take longer than a shape
 
 
 @events.quitting.add_listener
@@ -94,7 +98,7 @@ class Photographer(FastHttpUser):
     def ask(self) -> float:
         """Sends one photo. Returns the seconds to wait before the next one: Retry-After when it was refused, else 0."""
         photo = random.choice(PHOTOS)
-        headers = {"Content-Type": photo.media_type}
+        headers = KEY | {"Content-Type": photo.media_type}
         body: Any = photo.content  # Locust takes bytes too, although its type does not say so
         with self.client.post(PATH, data=body, headers=headers, catch_response=True) as answer:
             if answer.status_code != HTTPStatus.OK:

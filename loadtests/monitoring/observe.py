@@ -10,9 +10,10 @@ from pathlib import Path
 
 from loadtests.monitoring import panels
 from loadtests.monitoring.prometheus import observed
-from loadtests.service import config, dashboard, free_port
+from loadtests.service import announced, config, dashboard, free_port
 from loadtests.traffic import Traffic
 from serve_app.ops import monitoring
+from serve_app.ops.service_folder import TOKEN
 from serve_app.vision import sample_photos
 
 RATE = 6.0  # photos/s, below the largest rate of two cores
@@ -37,7 +38,7 @@ def main(minutes: float, out: Path) -> int:
     try:
         with observed(config(free_port())) as (service, prometheus):
             print(f"service {service.url}\nPrometheus {prometheus.url} (alerts: {prometheus.url}/alerts)")
-            print(f"Ray's dashboard {dashboard(service)}, token in ~/.ray/auth_token")
+            print(f"Ray's dashboard {dashboard(service)}, token in {announced(service).folder}/{TOKEN}")
             traffic = Traffic(service.url, [sample_photos.bus(), sample_photos.zidane()])
             burst = f"{BURST:g} photos/s for {BURST_S:g} s in the middle"
             print(f"load: {RATE:g} photos/s and some bad requests, for {minutes:g} minutes; {burst}", flush=True)

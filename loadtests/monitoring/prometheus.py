@@ -37,9 +37,12 @@ class Prometheus:
     def _shown(self, expr: str) -> str:
         return expr.replace("$__rate_interval", self.window)
 
-    def now(self, expr: str) -> list[tuple[Labels, float]]:
-        """An instant query: labels and value of each series, without NaN and infinity (a division by zero)."""
-        found = self._ask("query", query=self._shown(expr))["result"]
+    def now(self, expr: str, at: float | None = None) -> list[tuple[Labels, float]]:
+        """An instant query: labels and value of each series, without NaN and infinity (a division by zero).
+
+        `at`, in seconds since 1970, is the same moment for several queries; each has its own when not given.
+        """
+        found = self._ask("query", query=self._shown(expr), time=at or time.time())["result"]
         values = [(one["metric"], float(one["value"][1])) for one in found]
         return [(labels, value) for labels, value in values if math.isfinite(value)]
 

@@ -12,13 +12,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 from pydantic import ValidationError
 from ray import serve
 
 from serve_app import metrics, tracing
 from serve_app.errors import Timeout
+from serve_app.graph import class_thresholds
 from serve_app.graph.batch_admission import BatchAdmission
 from serve_app.graph.engine_watchdog import Watchdog
 from serve_app.graph.live_weights import LiveWeights
@@ -45,7 +45,7 @@ class QueuedImage:
 
 
 class Detector(Stage):
-    """Turns network inputs, uint8 (S, S, 3), into candidates."""
+    """Turns network inputs, uint8 (H, W, 3), into candidates."""
 
     def __init__(self, settings: AppSettings, weights: str, size: int) -> None:
         # Ray's booking decides, because with `num_gpus: 0` a process still sees the GPUs of its node.
@@ -102,7 +102,7 @@ class Detector(Stage):
 
     @dynamic_batch(max_concurrent_batches=CONCURRENT_BATCHES)
     async def _detect(self, batch: list[QueuedImage]) -> list[None]:
-        """One forward pass. All images in the batch are valid, so only a bug or a broken engine can fail them all."""
+        """One batch. All images in the batch are valid, so only a bug or a broken engine can fail them all."""
         now = time.time()
         with self._admission.running(batch):
             if awaited := [queued for queued in batch if queued.wanted and now < queued.prepared.expires_at]:
@@ -112,10 +112,11 @@ class Detector(Stage):
 
     def _forward(self, batch: list[QueuedImage]) -> None:
         started, live = time.perf_counter(), self._weights.current  # a swap must not change it halfway
-        heads = live.engine(np.stack([queued.prepared.input_hwc for queued in batch]))
+        heads = live.engine([queued.prepared.input_hwc for queued in batch])
+        names = live.weights.class_names
         found = [
-            boxes.candidates(h, p.prepared.options.conf, p.prepared.options.classes)
-            for h, p in zip(heads, batch, strict=True)
+            boxes.candidates(head, class_thresholds.of(queued.prepared.options, names))
+            for head, queued in zip(heads, batch, strict=True)
         ]
         elapsed = time.perf_counter() - started
         self._seconds.observe(elapsed, {"stage": "detect"})

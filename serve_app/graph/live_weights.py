@@ -118,7 +118,7 @@ class LiveWeights:
         return weights_holder.fetch(uri, self._settings)
 
     def _refuse(self, uri: str, error: Exception) -> None:
-        reason = getattr(error, "reason", "failed")
+        reason = error.reason if isinstance(error, WeightsError) else "failed"
         self._refused.append(Refusal(uri, reason, str(error), datetime.now(UTC).isoformat(timespec="seconds")))
         self._swaps.inc(tags={"outcome": reason})
         logger.error("weights refused (%s): %s", reason, error)

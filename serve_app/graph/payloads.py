@@ -20,7 +20,7 @@ from serve_app.weights.identity import Weights
 class Prepared:
     """From Preprocessor to Detector: the network input, and how to undo its letterbox."""
 
-    input_hwc: NDArray[np.uint8]  # RGB (S, S, 3)
+    input_hwc: NDArray[np.uint8]  # RGB (H, W, 3)
     letterbox: image.Letterbox
     options: PredictOptions
     photo: bytes | None  # the encoded original, only if boxes are to be drawn on it

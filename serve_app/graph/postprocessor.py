@@ -27,7 +27,8 @@ class Postprocessor(Stage):
     def __call__(self, d: Detected) -> Finished:
         """Runs NMS with the request's own options, undoes the letterbox, and draws the boxes if requested."""
         started = time.perf_counter()
-        kept = boxes.non_max_suppression(d.candidates, d.options.iou, d.options.max_det)
+        options = d.options
+        kept = boxes.non_max_suppression(d.candidates, options.iou, options.max_det, options.agnostic_nms)
         found = boxes.to_photo(kept, d.letterbox)
         drawn = self._draw(d.photo, found, d.weights.class_names) if d.photo else None
         elapsed = time.perf_counter() - started

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
 from serve_app import __version__
 from serve_app.errors import UnreachableStore
@@ -92,9 +92,15 @@ def fetch(uri: str, settings: AppSettings) -> loader.Content:
 
 
 def record_live(uri: str) -> None:
-    """Tells the holder which weights are live. Does nothing for local files, which need no holder."""
+    """Tells the holder which weights are live. Does nothing for local files, which need no holder.
+
+    Without the holder it logs an error: the weights are live already, and only a new replica would ask for them.
+    """
     if uri.startswith(SCHEME):
-        actor().record_live.remote(uri)
+        try:
+            actor().record_live.remote(uri)
+        except RayError:
+            logger.exception("the weights holder does not know that %s is live", uri)
 
 
 def last_live() -> str | None:

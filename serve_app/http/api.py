@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from swagger_ui_bundle import swagger_ui_path
 
 from serve_app import __version__
-from serve_app.http import oip, predict, problems
+from serve_app.http import kserve_v1, oip, predict, problems
 from serve_app.http.auth import Keys
 from serve_app.http.recognition_service import RecognitionService
 from serve_app.http.request_log import RequestLog, log_facts
@@ -41,7 +41,7 @@ HEADERS = {
 # Written out, because FastAPI's `model` would document it as `application/json`.
 PROBLEM: dict[str, Any] = {
     "description": "Any error",
-    "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+    "content": {"application/problem+json": {"schema": Problem.model_json_schema(mode="serialization")}},
 }
 # HAProxy rejects malformed HTTP with its own error page, before the application sees it.
 MALFORMED: dict[str, Any] = {
@@ -63,9 +63,11 @@ def build_api(service: RecognitionService) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # Serve and tracing.py do it
         responses={"default": PROBLEM, 400: MALFORMED, 422: PROBLEM},
     )
+    problems.install(api)
     guard = [Depends(key_check(service.settings))] if service.settings.api_keys_file else []
     api.include_router(predict.router(service), dependencies=guard)
     api.include_router(oip.router(service), dependencies=guard)
+    api.include_router(kserve_v1.router(service), dependencies=guard)
     api.include_router(oip.probes(service))
     api.include_router(model_routes(service), dependencies=guard)
     api.include_router(probes(service))
@@ -73,10 +75,12 @@ def build_api(service: RecognitionService) -> FastAPI:
     api.mount("/docs/assets", StaticFiles(directory=swagger_ui_path))
     if service.settings.cors_origins:
         origins = list(service.settings.cors_origins)
-        api.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        shown = ["X-Request-Id", "X-Model-Name", "X-Model-Sha256", "Server-Timing", "Retry-After"]
+        api.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=shown
+        )
     api.add_middleware(FixedHeaders)
     api.add_middleware(RequestLog, sample=service.settings.log_details)
-    problems.install(api)
     return api
 
 
@@ -98,7 +102,10 @@ def key_check(settings: AppSettings) -> Callable[[Request], AsyncIterator[None]]
 
 
 class FixedHeaders:
-    """Middleware that sets HEADERS on every response. Plain ASGI: Starlette's base class would buffer bodies."""
+    """Middleware that sets HEADERS on every response, and answers HEAD like GET, whose body the server leaves out.
+
+    Plain ASGI: Starlette's base class would buffer bodies.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -114,6 +121,8 @@ class FixedHeaders:
                     headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
         await self.app(scope, receive, send_with_headers)
 
 

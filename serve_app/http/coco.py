@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from serve_app.errors import InvalidParameter
 from serve_app.graph.payloads import Finished
 from serve_app.http.schemas import rows
 from serve_app.settings import PredictOptions
@@ -28,21 +27,17 @@ CATEGORY_IDS = dict(zip(_NAMES.split(", "), (i for i in range(1, 91) if i not in
 
 
 class CocoResult(BaseModel):
-    """One entry of a COCO results file: `bbox` is left, top, width, height; `category_id` is one of COCO's 1-90."""
+    """One entry of a COCO results file: `bbox` is left, top, width, height."""
 
     image_id: int = Field(description="position of the image in the request, from 0")
-    category_id: int
+    category_id: int = Field(description="COCO's, 1 to 90, if COCO has all classes of the model; else class id + 1")
     bbox: tuple[float, float, float, float]
     score: float
 
     @classmethod
     def of(cls, image_id: int, done: Finished, options: PredictOptions) -> list[CocoResult]:
-        """The entries of one image. Raises InvalidParameter if the model has a class that COCO does not have."""
-        try:
-            ids = [CATEGORY_IDS[name] for name in done.weights.class_names]
-        except KeyError as error:
-            raise InvalidParameter(f"`format`: COCO has no category id for the class {error}, use `json`") from error
-        digits = options.digits
+        """The entries of one image."""
+        ids, digits = category_ids(done.weights.class_names), options.digits
         return [
             cls(
                 image_id=image_id,
@@ -52,3 +47,9 @@ class CocoResult(BaseModel):
             )
             for b, score, k in rows(done, options)
         ]
+
+
+def category_ids(class_names: tuple[str, ...]) -> list[int]:
+    """The category id of each class id: COCO's if COCO has all of these names, else 1, 2, 3 … as Ultralytics writes."""
+    ids = [CATEGORY_IDS.get(name) for name in class_names]
+    return list(range(1, len(ids) + 1)) if None in ids else ids  # type: ignore[return-value] # none is None

@@ -13,16 +13,18 @@ import numpy as np
 from fastapi import APIRouter, Request
 
 from serve_app import __version__, deadline
-from serve_app.errors import MalformedRequest, NotFound, PayloadTooLarge
+from serve_app.errors import MalformedRequest, NotFound
 from serve_app.graph.payloads import Finished
-from serve_app.http import upload
+from serve_app.http import body, json_text, request_options
 from serve_app.http.predict import all_of, recognise
 from serve_app.http.recognition_service import RecognitionService
 from serve_app.http.schemas import rows
+from serve_app.http.upload import Upload, check_count
 from serve_app.settings import AppSettings, PredictOptions
+from serve_app.weights.identity import Weights
 
-INPUT = {"name": "image", "datatype": "BYTES", "shape": [-1]}
-OUTPUTS = [
+INPUT: dict[str, Any] = {"name": "image", "datatype": "BYTES", "shape": [-1]}
+OUTPUTS: list[dict[str, Any]] = [
     {"name": "image_index", "datatype": "INT64", "shape": [-1]},
     {"name": "boxes", "datatype": "FP32", "shape": [-1, 4]},
     {"name": "scores", "datatype": "FP32", "shape": [-1]},
@@ -30,45 +32,54 @@ OUTPUTS = [
     {"name": "class_names", "datatype": "BYTES", "shape": [-1]},
 ]
 BINARY = "inference-header-content-length"
-PROTOCOL_PARAMETERS = ("binary_data_output",)  # ignored: outputs are always JSON, which the protocol allows
+# Ignored. Outputs are always JSON, which the protocol allows. The others schedule a request in Triton's servers, which
+# ignore what a model does not use; the deadline of a request is its `X-Request-Deadline-Ms`.
+PROTOCOL_PARAMETERS = ("binary_data_output", "priority", "sequence_end", "sequence_id", "sequence_start", "timeout")
 
 
 def router(service: RecognitionService) -> APIRouter:
     """The routes around a service; `{model}` is the name of the live weights."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
-    async def live_model(model: str, version: str | None = None) -> tuple[str, str]:
-        """Returns name and version (the sha256) of the live weights. Raises NotFound for any other."""
-        weights = (await service.serving()).weights
-        if model != weights.name or version not in (None, weights.sha256):
-            raise NotFound(f"no such model: the live one is {weights.name}, version {weights.sha256}")
-        return weights.name, weights.sha256
-
     @routes.get("/models/{model}")
     @routes.get("/models/{model}/versions/{version}")
     async def metadata(model: str, version: str | None = None) -> dict[str, Any]:
-        name, sha256 = await live_model(model, version)
-        return {"name": name, "versions": [sha256], "platform": "pytorch", "inputs": [INPUT], "outputs": OUTPUTS}
+        live = await live_model(service, model, version)
+        return {
+            "name": live.name,
+            "versions": [live.sha256],
+            "platform": "pytorch",
+            "inputs": [INPUT],
+            "outputs": OUTPUTS,
+        }
 
     @routes.get("/models/{model}/ready")
     @routes.get("/models/{model}/versions/{version}/ready")
     async def model_ready(model: str, version: str | None = None) -> dict[str, Any]:
-        name, _ = await live_model(model, version)
-        return {"name": name, "ready": True}
+        return {"name": (await live_model(service, model, version)).name, "ready": True}
 
     @routes.post("/models/{model}/infer")
     @routes.post("/models/{model}/versions/{version}/infer")
     async def infer(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
         async with deadline.until(request.headers.get(deadline.HEADER), service.settings.timeout_s) as expires_at:
-            await live_model(model, version)
-            body = await upload.read_body(request, service.settings)
-            header, images = parse(body, request.headers.get(BINARY), service.settings)
-            given = {k: v for k, v in header.get("parameters", {}).items() if k not in PROTOCOL_PARAMETERS}
-            options = upload.parse_options(given)
-            done = await recognise(service, request, upload.Upload(images, options), expires_at)
-        return {"id": header.get("id", "")} | answer(all_of(done), options)
+            await live_model(service, model, version)
+            content = await body.read(request, service.settings)
+            header, images = parse(content, request.headers.get(BINARY), service.settings)
+            wanted = outputs(header.get("outputs"))
+            given = {k: v for k, v in (header.get("parameters") or {}).items() if k not in PROTOCOL_PARAMETERS}
+            sent = Upload(images, request_options.parse(given, only_json=True))
+            done = await recognise(service, request, sent, expires_at)
+        return {"id": header.get("id") or ""} | answer(all_of(done), sent.options, wanted)
 
     return routes
+
+
+async def live_model(service: RecognitionService, model: str, version: str | None = None) -> Weights:
+    """The live weights, if they have this name and version (sha256). Raises NotFound."""
+    weights = (await service.serving()).weights
+    if model != weights.name or version not in (None, weights.sha256):
+        raise NotFound(f"no such model: the live one is {weights.name}, version {weights.sha256}")
+    return weights
 
 
 def probes(service: RecognitionService) -> APIRouter:
@@ -91,24 +102,23 @@ def probes(service: RecognitionService) -> APIRouter:
     return routes
 
 
-def parse(body: bytes, header_length: str | None, settings: AppSettings) -> tuple[dict[str, Any], list[bytes]]:
+def parse(content: bytes, header_length: str | None, settings: AppSettings) -> tuple[dict[str, Any], list[bytes]]:
     """Returns the request's JSON part and its images. Raises MalformedRequest or PayloadTooLarge."""
-    end = int(header_length) if header_length and header_length.isdigit() else len(body)
+    end = int(header_length) if header_length and header_length.isdigit() else len(content)
     try:
-        header: Any = upload.load_json(body[:end])
+        header: Any = json_text.load(content[:end])
         (tensor,) = header["inputs"]
-        size = tensor.get("parameters", {}).get("binary_data_size")
+        size = (tensor.get("parameters") or {}).get("binary_data_size")
         data = [] if size else tensor["data"]
-        parameters_fit = isinstance(header.get("parameters", {}), dict)
+        parameters_fit = isinstance(header.get("parameters") or {}, dict)
         if tensor["datatype"] != "BYTES" or not isinstance(data, list) or not parameters_fit:
             raise MalformedRequest("`image` must be a BYTES tensor with a list as `data`, `parameters` an object")
-        images = split(body[end:], size) if size else [upload.from_base64(text) for text in flat(data)]
+        images = split(content[end:], size) if size else [json_text.from_base64(text) for text in flat(data)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MalformedRequest("the body must be an inference request with one BYTES tensor of images") from error
     if not images:
         raise MalformedRequest("the tensor `image` holds no image: send at least one")
-    if len(images) > settings.max_images:
-        raise PayloadTooLarge(f"the request has {len(images)} images, the limit is {settings.max_images}")
+    check_count(len(images), settings)
     return header, images
 
 
@@ -138,8 +148,26 @@ def split(data: bytes, size: int) -> list[bytes]:
     return parts
 
 
-def answer(done: list[Finished], options: PredictOptions) -> dict[str, Any]:
-    """The model and the output tensors of the response."""
+def outputs(requested: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - whatever the JSON holds
+    """The output tensors that a request asks for, in its order; all when it names none. Raises MalformedRequest."""
+    if not requested:
+        return OUTPUTS
+    known = {output["name"]: output for output in OUTPUTS}
+    try:
+        names = [output["name"] for output in requested]
+        unknown = [name for name in names if name not in known]
+        parameters = {name for output in requested for name in output.get("parameters") or {}} - {"binary_data"}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise MalformedRequest("`outputs` must be a list of objects with a `name`") from error
+    if unknown or len(set(names)) < len(names):
+        raise MalformedRequest(f"`outputs`: each of {', '.join(known)} may be asked for once, not {str(names)[:200]}")
+    if parameters:
+        raise MalformedRequest(f"`outputs`: the parameters {str(sorted(parameters))[:200]} are not supported")
+    return [known[name] for name in names]
+
+
+def answer(done: list[Finished], options: PredictOptions, wanted: list[dict[str, Any]]) -> dict[str, Any]:
+    """The model and the wanted output tensors of the response."""
     table = [(i, *row) for i, one in enumerate(done) for row in rows(one, options)]
     names = done[0].weights.class_names
     columns: list[tuple[list[Any], list[int]]] = [
@@ -149,5 +177,10 @@ def answer(done: list[Finished], options: PredictOptions) -> dict[str, Any]:
         ([k for *_, k in table], [len(table)]),
         ([names[k] for *_, k in table], [len(table)]),
     ]
-    outputs = [o | {"shape": shape, "data": data} for o, (data, shape) in zip(OUTPUTS, columns, strict=True)]
-    return {"model_name": done[0].weights.name, "model_version": done[0].weights.sha256, "outputs": outputs}
+    tensors = [o | {"shape": shape, "data": data} for o, (data, shape) in zip(OUTPUTS, columns, strict=True)]
+    by_name = {tensor["name"]: tensor for tensor in tensors}
+    return {
+        "model_name": done[0].weights.name,
+        "model_version": done[0].weights.sha256,
+        "outputs": [by_name[output["name"]] for output in wanted],
+    }

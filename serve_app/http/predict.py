@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -15,7 +16,7 @@ from fastapi.responses import JSONResponse
 from serve_app import deadline
 from serve_app.errors import AppError, InvalidParameter
 from serve_app.graph.payloads import Finished, slowest_ms
-from serve_app.http import upload
+from serve_app.http import request_options, upload
 from serve_app.http.coco import CocoResult
 from serve_app.http.problems import request_id
 from serve_app.http.recognition_service import RecognitionService
@@ -50,6 +51,7 @@ PARAMETERS = [
 ]
 # Images of one request that run at a time, so that a request with 16 images does not hold up small requests.
 IMAGES_AT_A_TIME = 4
+VISIBLE = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"  # as they are in a header, with letters and digits; `%` begins an escape
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": PredictAnswer | list[CocoResult],
@@ -73,7 +75,7 @@ def router(service: RecognitionService) -> APIRouter:
             done = await recognise(service, request, sent, expires_at)
         answer = render(request, sent.options, done)
         finished = [one for one in done if isinstance(one, Finished)]
-        answer.headers["X-Model-Name"] = finished[0].weights.name
+        answer.headers["X-Model-Name"] = model_header(finished[0].weights.name)
         answer.headers["X-Model-Sha256"] = finished[0].weights.sha256
         answer.headers["Server-Timing"] = server_timing(finished, time.perf_counter() - started)
         return answer
@@ -100,18 +102,11 @@ async def recognise(
             raise one
     for one in done:
         if isinstance(one, Finished):
-            check_classes(sent.options, one)
+            request_options.check_classes(sent.options, one)
     if all(isinstance(one, AppError) for one in done):
         raise done[0]  # type: ignore[misc] # the line above checks its type
     log_outcome(request, sent.options, done)  # type: ignore[arg-type] # the first loop checks the types
     return done  # type: ignore[return-value]
-
-
-def check_classes(options: PredictOptions, done: Finished) -> None:
-    """Raises InvalidParameter if `classes` has an id that the weights that answered do not have."""
-    known = len(done.weights.class_names)
-    if options.classes and max(options.classes) >= known:
-        raise InvalidParameter(f"`classes`: the ids of {done.weights.name} are 0 to {known - 1}, see /v1/models")
 
 
 def render(request: Request, options: PredictOptions, done: list[Finished | AppError]) -> Response:
@@ -122,11 +117,16 @@ def render(request: Request, options: PredictOptions, done: list[Finished | AppE
     if options.format == "coco":
         lines = [line for i, one in enumerate(all_of(done)) for line in CocoResult.of(i, one, options)]
         return JSONResponse([line.model_dump() for line in lines])
-    images = [ImageAnswer.failed(o) if isinstance(o, AppError) else ImageAnswer.of(o, options) for o in done]
+    images = image_answers(done, options)
     model = ModelCard.of(finished[0].weights)
     meta = Metadata(request_id=request_id(request), model=model, image_count=len(done))
     content = PredictAnswer(images=images, metadata=meta).model_dump_json(by_alias=True, exclude_none=True)
     return Response(content, media_type="application/json")
+
+
+def image_answers(done: list[Finished | AppError], options: PredictOptions) -> list[ImageAnswer]:
+    """The JSON of each image, in order: its objects, or its error."""
+    return [ImageAnswer.failed(o) if isinstance(o, AppError) else ImageAnswer.of(o, options) for o in done]
 
 
 def all_of(done: list[Finished | AppError]) -> list[Finished]:
@@ -135,6 +135,11 @@ def all_of(done: list[Finished | AppError]) -> list[Finished]:
         if isinstance(one, AppError):
             raise one
     return [one for one in done if isinstance(one, Finished)]
+
+
+def model_header(name: str) -> str:
+    """The value of `X-Model-Name`: all but printable ASCII, and `%`, is percent-encoded as UTF-8."""
+    return quote(name, safe=VISIBLE)
 
 
 def server_timing(finished: list[Finished], total_s: float) -> str:

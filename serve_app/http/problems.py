@@ -11,6 +11,7 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import AppError, Unauthorized
 from serve_app.http.request_log import log_facts
@@ -20,10 +21,10 @@ logger = logging.getLogger("ray.serve")
 
 
 def install(api: FastAPI) -> None:
-    """Registers the exception handlers."""
+    """Registers the exception handlers, and the innermost middleware: call it before other middlewares are added."""
+    api.add_middleware(UnforeseenErrors)
     api.add_exception_handler(HTTPException, _http_error)
     api.add_exception_handler(AppError, _app_error)
-    api.add_exception_handler(Exception, _unforeseen)
 
 
 def request_id(request: Request) -> str:
@@ -58,7 +59,29 @@ async def _app_error(request: Request, error: Exception) -> JSONResponse:
     return problem(request, error.status, error.code, str(error), headers)
 
 
-async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
-    """An unexpected error: the client sees only the request id, the log has the traceback."""
-    logger.error("unexpected error", exc_info=error)
-    return problem(request, AppError.status, AppError.code, "the service failed: report the request id to its operator")
+class UnforeseenErrors:
+    """Middleware that answers an unexpected error: the client sees the request id only, the log has the traceback.
+
+    An exception handler for it would run outside of all middlewares, and its answer would lack their headers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface. Raises what comes too late for another answer."""
+        answered = False
+
+        async def send_and_see(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_see)
+        except Exception as error:
+            if answered or scope["type"] != "http":
+                raise
+            logger.error("unexpected error", exc_info=error)
+            detail = "the service failed: report the request id to its operator"
+            await problem(Request(scope), AppError.status, AppError.code, detail)(scope, receive, send)

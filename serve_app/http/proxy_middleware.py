@@ -20,7 +20,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import metrics
-from serve_app.http.schemas import Problem
+from serve_app.http.schemas import OPEN_TO_PAGES, Problem
 from serve_app.settings import MAX_PREDICTIONS, PROXY_WINDOW_BYTES, REQUEST_ID
 
 STEERING_HEADERS = (
@@ -146,6 +146,8 @@ async def _send_problem(send: Send, status: HTTPStatus, request_id: str) -> None
         (b"content-length", str(len(content)).encode()),
         (b"x-request-id", request_id.encode()),
     ]
+    if status in CODES or status >= HTTPStatus.INTERNAL_SERVER_ERROR:  # others are the application's, which knows CORS
+        headers += [(name.lower().encode(), value.encode()) for name, value in OPEN_TO_PAGES.items()]
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})

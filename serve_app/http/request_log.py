@@ -51,9 +51,6 @@ class RequestLog:
 
         try:
             await self.app(scope, receive, send_and_see)
-        except Exception:  # problems.py answers it further out, and logs its traceback
-            status, facts["code"] = AppError.status, AppError.code
-            raise
         finally:
             # The raw path is percent-encoded, so it cannot break the line in two.
             path = scope["raw_path"][:LONGEST_PATH].decode("ascii", "replace")

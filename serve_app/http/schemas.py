@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from serve_app.errors import AppError
 from serve_app.settings import PredictOptions
@@ -61,7 +61,7 @@ class ImageAnswer(BaseModel):
     )
     results: list[Result] = []
     speed: Speed | None = None
-    batch_size: int | None = Field(None, description="images that shared the forward pass")
+    batch_size: int | None = Field(None, description="images in its batch")
     queue_ms: float | None = Field(None, description="milliseconds in the Detector before its batch started")
     error: ImageError | None = None
 
@@ -131,6 +131,7 @@ class ServedModel(ModelCard):
     uri: str = Field(description="their pinned address")
     classes: dict[int, str]
     image_size: int = Field(description="side of the network input, in pixels")
+    trained_size: int | None = Field(description="that of the training, where the manifest or the file says it")
     device: str = Field(description="`cpu` or `cuda`")
     previous: ModelCard | None = Field(None, description="still loaded, so that going back to them takes no time")
     loading: str | None = Field(None, description="address of weights that are being loaded and tested")
@@ -146,6 +147,7 @@ class ServedModel(ModelCard):
             uri=live.uri,
             classes=dict(enumerate(live.weights.class_names)),
             image_size=live.image_size,
+            trained_size=live.weights.trained_size,
             device=live.device,
             previous=previous,
             loading=live.loading,
@@ -175,6 +177,13 @@ class Health(BaseModel):
     model: ModelCard | None = None
 
 
+# Refusals that HAProxy or Serve's proxy answers hold nothing private, and neither knows `cors_origins`.
+OPEN_TO_PAGES = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Expose-Headers": "Retry-After, X-Request-Id",
+}
+
+
 class Problem(BaseModel):
     """The body of every response that is not 2xx: `application/problem+json` (RFC 9457)."""
 
@@ -184,3 +193,9 @@ class Problem(BaseModel):
     code: str = Field(description="stable, for programs", examples=["corrupt_image"])
     detail: str = Field(description="for people", examples=["the image is empty, damaged or cut off"])
     request_id: str
+
+    @computed_field  # type: ignore[prop-decorator] # mypy does not know decorated properties
+    @property
+    def error(self) -> str:
+        """The same as `detail`, where clients of KServe and Triton look for it."""
+        return self.detail

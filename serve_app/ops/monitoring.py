@@ -13,7 +13,6 @@ import yaml
 from serve_app.settings import ROOT
 
 FOLDER = ROOT / "kuberay" / "monitoring"
-RUNBOOKS = "kuberay/monitoring/docs/runbooks.md"
 WIDTH, HEIGHT = 12, 8  # size of a panel in Grafana's grid, which has 24 columns
 Yaml = dict[str, Any]
 
@@ -33,12 +32,13 @@ def rules() -> Yaml:
         for window in alerts["windows"]
     ]
     # Prometheus evaluates the rules of a group in order, so with one group an alert uses ratios of the same evaluation.
-    return {"groups": [{"name": "recognition", "rules": records + [alert(one) for one in alerts["alerts"]]}]}
+    made = [alert(one, alerts["runbooks"]) for one in alerts["alerts"]]
+    return {"groups": [{"name": "recognition", "rules": records + made}]}
 
 
-def alert(one: Yaml) -> Yaml:
-    """One alerting rule with its labels, and a link to its runbook."""
-    annotations = {"summary": one["summary"], "runbook": f"{RUNBOOKS}#{one['alert'].lower()}"}
+def alert(one: Yaml, runbooks: str) -> Yaml:
+    """One alerting rule with its labels, and the address of its runbook on the page `runbooks`."""
+    annotations = {"summary": one["summary"], "runbook_url": f"{runbooks}#{one['alert'].lower()}"}
     wait = {"for": one["for"]} if "for" in one else {}
     labels = {"severity": one["severity"], "service": "recognition"}
     return {"alert": one["alert"], "expr": one["expr"], **wait, "labels": labels, "annotations": annotations}

@@ -32,7 +32,9 @@ class Finding:
 class Overlay:
     """A rendered overlay: its Kubernetes objects, its Serve configuration, and the files that must agree with them."""
 
-    def __init__(self, file: Path, text: str, locked_ray: str, dockerfile: str, terraform: str) -> None:
+    def __init__(
+        self, file: Path, text: str, locked_ray: str, dockerfile: str, terraform: str, *, monitoring: str = "{}"
+    ) -> None:
         self.file, self._lines = file, text.splitlines()
         self.objects: list[dict[str, Any]] = [o for o in yaml.safe_load_all(text) if o]
         self.service = self.kind("RayService")[0]["spec"]
@@ -43,6 +45,7 @@ class Overlay:
         self.args: dict[str, Any] = self.serve["applications"][0]["args"]
         self.deployments: list[dict[str, Any]] = self.serve["applications"][0]["deployments"]
         self.locked_ray, self.dockerfile, self.terraform = locked_ray, dockerfile, terraform
+        self.monitoring: dict[str, Any] = yaml.safe_load(monitoring)
 
     def kind(self, kind: str) -> list[dict[str, Any]]:
         """All objects of one kind."""
@@ -64,6 +67,12 @@ class Overlay:
             metadata = template["metadata"] | {"name": f"{self.file.stem}-{n}", "namespace": namespace}
             made.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
         return made
+
+    def egress_ports(self) -> set[int]:
+        """The ports that pods may call by the network policies; all of them when no policy limits egress."""
+        policies = [p["spec"] for p in self.kind("NetworkPolicy") if "Egress" in p["spec"].get("policyTypes", [])]
+        rules = [rule for policy in policies for rule in policy.get("egress", [])]
+        return {port["port"] for rule in rules for port in rule.get("ports", [])} if policies else set(range(65536))
 
     def env(self, pod: dict[str, Any]) -> dict[str, str]:
         """The environment of a pod's Ray container, its first one."""
@@ -87,13 +96,15 @@ class Overlay:
 
 
 def read(file: Path) -> Overlay:
-    """Reads a rendered overlay, and this checkout's constraints.txt, Dockerfile and Terraform files.
+    """Reads a rendered overlay, and this checkout's constraints.txt, Dockerfile, Terraform files and add-on values.
 
     Raises OSError when a file cannot be read; IndexError or KeyError when the overlay has no complete RayService.
     """
     locked = re.search(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     terraform = "".join(path.read_text() for path in sorted((ROOT / "terraform").glob("*.tf")))
-    return Overlay(file, file.read_text(), locked[1] if locked else "", (ROOT / "Dockerfile").read_text(), terraform)
+    monitoring = (ROOT / "kuberay" / "addons" / "monitoring.yaml").read_text()
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    return Overlay(file, file.read_text(), locked[1] if locked else "", dockerfile, terraform, monitoring=monitoring)
 
 
 def requested_resources(deployment: dict[str, Any]) -> dict[str, float]:

@@ -13,7 +13,8 @@ import sys
 from http import HTTPStatus
 from pathlib import Path
 
-from serve_app.http.schemas import Problem
+from serve_app.http.schemas import OPEN_TO_PAGES, Problem
+from serve_app.ops.service_folder import TOKEN
 from serve_app.settings import MAX_PREDICTIONS, REQUEST_ID
 
 
@@ -23,6 +24,9 @@ def problem(status: int, code: str) -> str:
     return Problem(title=title, status=status, code=code, detail=title, request_id="").model_dump_json()
 
 
+# The headers of these errors, in HAProxy's language.
+HEADERS = "".join(f" hdr {name} '{value}'" for name, value in OPEN_TO_PAGES.items())
+AGAIN = f" hdr Retry-After 1{HEADERS}"
 # Ports that Ray opens at fixed numbers and shares (SO_REUSEPORT) with any other process that opens them.
 PORTS = (
     "RAY_SERVE_HAPROXY_METRICS_PORT",
@@ -37,16 +41,17 @@ BLOCK = 20  # ports of one service: the four of PORTS, the rest for its ingress 
 # HAProxy settings for which Ray's configuration template has no variable. Ray copies the value of BALANCE_ALGORITHM to
 # the end of the section `defaults`, so these lines follow it there. `http-buffer-request`: HAProxy can only retry a
 # request that it has received completely. `maxconn`: a replica gets at most 256 requests at a time; REFUSALS limits the
-# predictions among them.
+# predictions among them. `pool-max-conn`: a dying replica closes its connections one by one. A request may be sent on
+# one after the other and fail each time; with two idle ones at most, it has retries left for another server.
 DEFAULTS = f"""\
     option http-buffer-request
     timeout http-request 20s
-    default-server maxconn 256
+    default-server maxconn 256 pool-max-conn 2
     timeout queue 500ms
-    http-error status 408 content-type application/problem+json string '{problem(408, "upload_too_slow")}'
-    http-error status 503 content-type application/problem+json string '{problem(503, "overloaded")}' hdr Retry-After 1
-    http-error status 502 content-type application/problem+json string '{problem(502, "not_ready")}' hdr Retry-After 1
-    http-error status 504 content-type application/problem+json string '{problem(504, "timeout")}'
+    http-error status 408 content-type application/problem+json string '{problem(408, "upload_too_slow")}'{HEADERS}
+    http-error status 503 content-type application/problem+json string '{problem(503, "overloaded")}'{AGAIN}
+    http-error status 502 content-type application/problem+json string '{problem(502, "not_ready")}'{AGAIN}
+    http-error status 504 content-type application/problem+json string '{problem(504, "timeout")}'{HEADERS}
 """
 # The template has no variable for the section of the replicas either, but Ray copies the value of DOWNINTER into one of
 # its lines. These lines make HAProxy refuse a prediction when it has MAX_PREDICTIONS others in work for each replica. A
@@ -57,7 +62,7 @@ REFUSAL = problem(503, "overloaded").replace('"request_id":""', '"request_id":"%
 REFUSALS = f"""\
     http-request del-header x-request-id unless {{ req.hdr(x-request-id) -m reg ^{REQUEST_ID}$ }}
     http-request set-var(txn.running) be_conn
-    http-request return status 503 content-type application/problem+json hdr Retry-After 1 \
+    http-request return status 503 content-type application/problem+json{AGAIN} \
 hdr X-Request-Id %[req.hdr(x-request-id)] lf-string '{REFUSAL}' if METH_POST {{ req.fhdr(content-length) -m int lt \
 {REPLAYED_BYTES - 20_000} }} {{ nbsrv,mul({MAX_PREDICTIONS}),sub(txn.running) lt 0 }}
 """
@@ -65,6 +70,8 @@ VARIABLES = {
     # HAProxy instead of Serve's Python proxy in front of the replicas: 0.7 ms of CPU a request instead of 7 ms. Ray
     # includes HAProxy for Linux only.
     "RAY_SERVE_ENABLE_HA_PROXY": str(int(sys.platform == "linux")),
+    # Lets HAProxy outlive its manager (haproxy_keeper.py). This is its path in the image.
+    "RAY_SERVE_HAPROXY_BINARY_PATH": "/opt/venv/bin/haproxy-keeper",
     # Runs in the HTTP server of each replica, before Serve handles a request.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.http.proxy_middleware:middlewares",
     # Ray's default niceness for workers is 15, which puts them behind everything else on the machine.
@@ -75,10 +82,13 @@ VARIABLES = {
     # The default is 4 threads. At 1,000 requests/s HAProxy needs half of one.
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     # If a replica dies, HAProxy retries its requests on another one. Predicting a photo twice has no side effects. With
-    # no other replica, the third failure sends the request to Serve's own proxy, which waits for a replica. The limit
-    # of five retries also limits how many replicas a photo that crashes its decoder can take down.
+    # no other replica, the first refused connection sends the request to Serve's own proxy, which waits for a replica.
+    # Ray's default is three in a row, of all requests together: others in between can use up a request's five retries,
+    # and HAProxy then closes its connection. The limit of five also limits how many replicas a photo that crashes its
+    # decoder can take down.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
     "RAY_SERVE_HAPROXY_RETRIES": "5",
+    "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(REPLAYED_BYTES),
     "RAY_SERVE_HAPROXY_MAXCONN": "1024",  # each connection may fill its buffer: 1 GB at most
     "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn\n" + DEFAULTS,
@@ -87,23 +97,40 @@ VARIABLES = {
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     # Serve replaces a dead HAProxy after three failed checks in a row. The default period is 10 s.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    # Serve kills a proxy that is not ready after three such times, and then gives up. The default is 5 s; on two cores
+    # that were busy with other work, HAProxy's manager took longer than 15 s, and the service did not start.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
     # For a replica that hangs and never answers. The application's own limit of 30 s comes first.
     "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "40",
     # Ray's default buckets have none between 10 s and 60 s, so percentiles in between are interpolated: 50 s was shown
     # for answers that took 12 s.
     "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": "10,20,30,50,70,100,150,200,300,500,1000,2000,3000,5000,10000,20000,40000",
+    # A log file and its two older ones take 150 MB; by default 3 GB, and a pod's volume for logs has 5 GB.
+    "RAY_ROTATION_MAX_BYTES": "50000000",
+    "RAY_ROTATION_BACKUP_COUNT": "2",
     "OTEL_SERVICE_NAME": "recognition",  # the service name in every OpenTelemetry trace
 }
 
 
 def local(temp: Path) -> dict[str, str]:
-    """VARIABLES, with HAProxy's files below `temp` and free ports, so services on one machine do not collide."""
+    """VARIABLES, with HAProxy's files and Ray's token below `temp`, and free ports: services do not collide.
+
+    Raises OSError when no ports are left.
+    """
     files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "METRICS_SOCKET_PATH": "metrics.sock"}
     files |= {"SERVER_STATE_BASE": "", "SERVER_STATE_FILE": "server-state"}
     paths = {f"RAY_SERVE_HAPROXY_{name}": str(temp / "haproxy" / file) for name, file in files.items()}
     # By default a stopping replica waits 30 s so that HAProxy on other nodes can remove it. Here there is one HAProxy,
     # and Serve updates it at once.
     own = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2"}
+    # Ray's ports are open on all addresses of the machine, and anybody who may use them can run code. The token is this
+    # service's own: two services that start at once do not overwrite each other's, and HOME may be unwritable.
+    own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(temp / TOKEN)}
+    try:
+        Path.home()
+    except RuntimeError:  # a user without an entry in /etc/passwd; libraries of the replicas ask for one
+        own["HOME"] = str(temp)
+    own["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(Path(sys.prefix) / "bin" / "haproxy-keeper")
     # Most of these ports are opened with SO_REUSEPORT. Two services with the same ports would answer each other's
     # requests.
     first = free_block()

@@ -24,7 +24,7 @@ def load(path: Path, difference: str = "") -> dict[str, Any]:
 
     Raises OSError, yaml.YAMLError, or ValueError that names the invalid keys.
     """
-    content: dict[str, Any] = merged(yaml.safe_load(path.read_text()), yaml.safe_load(difference) or {})
+    content: dict[str, Any] = merged(yaml.safe_load(path.read_bytes()), yaml.safe_load(difference) or {})
     check(content)
     return content
 

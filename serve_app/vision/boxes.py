@@ -32,30 +32,37 @@ class Detections:
         return Detections(self.xyxy[keep], self.confidence[keep], self.class_id[keep])
 
 
-def candidates(head: Floats, conf: float, classes: frozenset[int] | None) -> Detections:
+def candidates(head: Floats, conf: float | Floats) -> Detections:
     """Every anchor whose best class has a score of at least `conf`, best first, in pixels of the network input.
 
-    `head` is float32 (6, A) of one image, see `Engine`: centre x, centre y, width, height, score, class id. `classes`
-    keeps only anchors whose best class is one of these ids; None keeps all.
+    `head` is float32 (6, A) of one image, see `Engine`: centre x, centre y, width, height, score, class id. `conf` is
+    one number for all classes, or float32 (C,) with one for each class id.
     """
     confidence = head[4]
-    chosen = np.flatnonzero(confidence >= conf)
-    if classes is not None:
-        chosen = chosen[np.isin(head[5, chosen].astype(np.int64), list(classes))]
+    chosen = np.flatnonzero(confidence >= np.min(conf))
+    if isinstance(conf, np.ndarray):
+        chosen = chosen[confidence[chosen] >= conf[head[5, chosen].astype(np.int64)]]
     best_first = chosen[np.argsort(-confidence[chosen], kind="stable")]
-    centre, half = head[:2, best_first], head[2:4, best_first] / 2
-    xyxy = np.concatenate([centre - half, centre + half]).T
-    return Detections(np.ascontiguousarray(xyxy), confidence[best_first], head[5, best_first].astype(np.int64))
+    xyxy = np.ascontiguousarray(corners(head[:4, best_first]))
+    return Detections(xyxy, confidence[best_first], head[5, best_first].astype(np.int64))
 
 
-def non_max_suppression(found: Detections, iou: float, max_det: int) -> Detections:
-    """Greedy NMS within each class: drops boxes whose IoU with a better box is above `iou`. `found` must be best first.
+def corners(xywh: Floats) -> Floats:
+    """Maps boxes (4, N) of centre x, centre y, width and height to boxes xyxy (N, 4)."""
+    centre, half = xywh[:2], xywh[2:] / 2
+    return np.concatenate([centre - half, centre + half]).T
+
+
+def non_max_suppression(found: Detections, iou: float, max_det: int, agnostic: bool = False) -> Detections:
+    """Greedy NMS: drops boxes whose IoU with a better box is above `iou`. `found` must be best first.
+
+    Within each class or, if `agnostic`, whatever their classes.
 
     Stops at `max_det` boxes, so it costs O(max_det x N). The worst case, 300 boxes kept of 8,400, takes 20 ms, so it
     needs no time limit.
     """
     x1, y1, x2, y2 = np.ascontiguousarray(found.xyxy.T)
-    area, class_id = (x2 - x1) * (y2 - y1), found.class_id
+    area, class_id = (x2 - x1) * (y2 - y1), np.zeros_like(found.class_id) if agnostic else found.class_id
     alive = np.ones(len(found), bool)
     kept: list[int] = []
     while len(kept) < max_det and alive.any():
@@ -73,7 +80,7 @@ def non_max_suppression(found: Detections, iou: float, max_det: int) -> Detectio
 
 def final(head: Floats, letterbox: Letterbox, conf: float, iou: float = 0.7, max_det: int = 300) -> Detections:
     """The detections of one image in pixels of the photo: `candidates`, NMS and `to_photo`, as the stages run them."""
-    return to_photo(non_max_suppression(candidates(head, conf, None), iou, max_det), letterbox)
+    return to_photo(non_max_suppression(candidates(head, conf), iou, max_det), letterbox)
 
 
 def to_photo(found: Detections, letterbox: Letterbox) -> Detections:

@@ -8,10 +8,14 @@ from __future__ import annotations
 import colorsys
 import io
 from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 Labelled = tuple[float, float, float, float, int, str]  # x1, y1, x2, y2 in pixels, class id, text
+# DejaVu Sans of matplotlib, which Ultralytics needs: Latin, Greek, Cyrillic, Arabic. Pillow's own font is ASCII only.
+FONT = Path(str(getattr(find_spec("matplotlib"), "origin", ""))).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf"
 GOLDEN_RATIO = 0.618034  # as a step around the colour wheel, it keeps the colours of neighbouring ids far apart
 
 
@@ -29,8 +33,10 @@ def draw(photo: Image.Image, boxes: Iterable[Labelled]) -> Image.Image:
     canvas = photo.copy()
     pen = ImageDraw.Draw(canvas)
     unit = max(min(photo.size) / 400, 1)
-    font = ImageFont.load_default(size=12 * unit)
-    for x1, y1, x2, y2, class_id, text in reversed(list(boxes)):  # the most confident on top
+    font = ImageFont.truetype(FONT, size=11 * unit)
+    missing = bytes(font.getmask("\uffff"))  # the glyph that stands for all that the font does not have
+    for x1, y1, x2, y2, class_id, name in reversed(list(boxes)):  # the most confident on top
+        text = "".join(c if drawable(c, font, missing) else c.encode("unicode_escape").decode() for c in name)
         pen.rectangle((x1, y1, x2, y2), outline=colour(class_id), width=round(2 * unit))
         left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
         width, height = right - left + 4 * unit, bottom - top + 4 * unit
@@ -39,6 +45,11 @@ def draw(photo: Image.Image, boxes: Iterable[Labelled]) -> Image.Image:
         light = sum(colour(class_id)) > 380
         pen.text((x + 2 * unit - left, y + 2 * unit - top), text, fill="black" if light else "white", font=font)
     return canvas
+
+
+def drawable(character: str, font: ImageFont.FreeTypeFont, missing: bytes) -> bool:
+    """Whether the font has the character. One that it has not is written as Python would escape it."""
+    return character.isprintable() and bytes(font.getmask(character)) != missing
 
 
 def to_jpeg(picture: Image.Image) -> bytes:

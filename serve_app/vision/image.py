@@ -1,7 +1,7 @@
-"""Decodes an encoded image and letterboxes it into the network input, a square uint8 RGB image.
+"""Decodes an encoded image and letterboxes it into the network input, a uint8 RGB image.
 
-The network input has a fixed size, so the answer for an image does not depend on the other images of its batch. This
-module must not know Ray, HTTP or the network.
+The shape of the network input depends on the image alone, so its answer does not depend on the other images of its
+batch. This module must not know Ray, HTTP or the network.
 """
 
 from __future__ import annotations
@@ -17,14 +17,22 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import pi_heif
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from serve_app.errors import CorruptImage, ImageTooLarge, UnsupportedFormat
+from serve_app.vision import jpeg2000
 from serve_app.vision.image_limits import check_size
+from serve_app.vision.jpeg import with_end
+from serve_app.vision.png import without_texts
+from serve_app.vision.rgb import to_rgb
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # JPEG includes MPO, which many phones write
+# JPEG includes MPO, and HEIF is HEIC: phones write both.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF", "JPEG2000")
+JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")  # how such a file begins; nothing here decodes it
 GREY = 114  # the letterbox colour YOLO was trained with
+STRIDE = 32  # pixels: sides of a network input are multiples of the network's largest stride
 # Pillow documents only OSError, but its decoders raise all of these on damaged data, as on its own test images.
 DAMAGED = (
     OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, AttributeError, EOFError, struct.error,
@@ -39,6 +47,8 @@ TURNS = {  # the operation that undoes each EXIF orientation
 logger = logging.getLogger("ray.serve")
 
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+Image.init()  # else Pillow loads what opens most formats only once it needs them
+pi_heif.register_heif_opener(thumbnails=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +76,7 @@ def decode(data: bytes, max_pixels: int, max_frames: int = 1000) -> NDArray[np.u
 
 
 def prepare(data: bytes, size: int, max_pixels: int, max_frames: int = 1000) -> tuple[NDArray[np.uint8], Letterbox]:
-    """`decode` and `letterbox` in one: returns the network input (size, size, 3) and its Letterbox.
+    """`decode` and `letterbox` in one: returns the network input and its Letterbox.
 
     A JPEG larger than the network input is decoded at 1/2, 1/4 or 1/8 of its size by the JPEG's own scaling. The
     decoded image is never smaller than the letterboxed one, so the last step always shrinks. Raises the errors of
@@ -84,16 +94,21 @@ def prepare(data: bytes, size: int, max_pixels: int, max_frames: int = 1000) -> 
 def opened(data: bytes, max_pixels: int, max_frames: int) -> Iterator[Image.Image]:
     """The checked image, not decoded yet. Errors from opening it or from inside the block become AppErrors."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if jpeg2000.accepts(data):
+            image = jpeg2000.opened(data, max_pixels)
+        else:
+            image = Image.open(io.BytesIO(without_texts(data)), formats=FORMATS)
         check_size(image, data, max_pixels, max_frames)
+        if image.format in ("JPEG", "MPO") and (ended := with_end(data)) is not data:
+            image = Image.open(io.BytesIO(ended), formats=FORMATS)
         yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageTooLarge(f"the image has more than {max_pixels} pixels") from error
     except DAMAGED as error:
         supported = any(accept(data[:16]) is True for _, accept in map(Image.OPEN.__getitem__, FORMATS) if accept)
-        heif = data[8:12] in (b"mif1", b"msf1") and b"av01" not in data  # AVIF's container without AV1 data
-        if data and (heif or not supported):
-            raise UnsupportedFormat(f"not an image in one of the formats {', '.join(FORMATS)}") from error
+        if data and not supported:
+            kind = "a JPEG XL, and " if data.startswith(JPEG_XL) else ""
+            raise UnsupportedFormat(f"{kind}not an image in one of the formats {', '.join(FORMATS)}") from error
         reason = "its header is damaged" if isinstance(error, UnidentifiedImageError) else error
         raise CorruptImage(f"the image is empty, damaged or cut off: {reason}") from error
 
@@ -101,53 +116,48 @@ def opened(data: bytes, max_pixels: int, max_frames: int) -> Iterator[Image.Imag
 def upright(image: Image.Image) -> NDArray[np.uint8]:
     """Decodes an image to RGB uint8 (H, W, 3), rotated as EXIF says."""
     image.load()
+    if image.format == "JPEG2000":
+        return to_rgb(jpeg2000.as_meant(image), {})
     turn = TURNS.get(orientation(image))
-    return to_rgb(image.transpose(turn) if turn is not None else image)
+    tags = getattr(image, "tag_v2", {})  # a TIFF's
+    return to_rgb(image.transpose(turn) if turn is not None else image, tags, bmp=image.format == "BMP")
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8. Logs unreadable EXIF data and returns 1, so the photo is not rotated."""
+    """The EXIF orientation, 1 to 8. Without one, or with EXIF data that is damaged, it is 1: the photo as it lies."""
     try:
-        return int(image.getexif().get(0x0112, 1))
+        stated = int(image.getexif().get(0x0112, 1))
     except DAMAGED as error:
         logger.warning("cannot read the EXIF data, the photo is not rotated: %s", error)
         return 1
-
-
-def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """An image of any Pillow mode as RGB uint8 (H, W, 3), transparent pixels white; 16-bit grey keeps its upper byte.
-
-    Raises UnsupportedFormat for 32-bit pixels.
-    """
-    if image.mode in ("I", "F"):
-        raise UnsupportedFormat("32-bit pixels have no defined white level: send 8 or 16 bits")
-    if image.mode.startswith("I;16"):
-        levels = np.asarray(image)
-        grey = (levels >> 8).astype(np.uint8)
-        grey[levels == image.info.get("transparency", -1)] = 255
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.has_transparency_data:
-        image = image if image.mode == "RGBA" else image.convert("RGBA")
-        background = Image.new("RGB", image.size, "white")
-        background.paste(image, mask=image.getchannel("A"))
-        image = background
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return stated if stated in TURNS else 1
 
 
 def letterbox(
     image_hwc: NDArray[np.uint8], size: int, shape: tuple[int, int] | None = None
 ) -> tuple[NDArray[np.uint8], Letterbox]:
-    """Scales RGB uint8 (H, W, 3) to fit the middle of a grey image (size, size, 3), keeping its aspect ratio.
+    """Scales RGB uint8 (H, W, 3) so that its longer side has `size` pixels, and pads the other with grey on both sides.
 
-    `shape` is the photo's own (height, width) if `image_hwc` is a smaller version of it. Enlarges bilinearly, as in the
-    network's training. Shrinks by area, which does not alias.
+    Returns uint8 (h, w, 3), where h and w are the smallest multiples of STRIDE that hold the image. A 4:3 photo needs
+    0.75 of the square's pixels, and so of the time. `shape` is the photo's own (height, width) if `image_hwc` is a
+    smaller version of it. Enlarges bilinearly, as in the network's training. Shrinks by area, which does not alias.
     """
     height, width = shape or image_hwc.shape[:2]
     ratio = min(size / width, size / height)
     w, h = max(round(width * ratio), 1), max(round(height * ratio), 1)
     interpolation = cv2.INTER_AREA if ratio < 1 else cv2.INTER_LINEAR
     scaled = image_hwc if (h, w) == image_hwc.shape[:2] else cv2.resize(image_hwc, (w, h), interpolation=interpolation)
-    left, top = (size - w) // 2, (size - h) // 2
-    network_input = np.full((size, size, 3), GREY, np.uint8)
-    network_input[top : top + h, left : left + w] = scaled
+    padded_h, padded_w = (math.ceil(side / STRIDE) * STRIDE for side in (h, w))
+    network_input = np.empty((padded_h, padded_w, 3), np.uint8)
+    left, top = centre(network_input, scaled)  # type: ignore[arg-type] # OpenCV's types know no dtype
     return network_input, Letterbox(width, height, w / width, h / height, left, top)
+
+
+def centre(place: NDArray[np.uint8], image_hwc: NDArray[np.uint8]) -> tuple[int, int]:
+    """Writes an image into the middle of a larger one, uint8 (H, W, 3), grey around it. Returns its left and top."""
+    (h, w), (height, width) = image_hwc.shape[:2], place.shape[:2]
+    left, top = (width - w) // 2, (height - h) // 2
+    if (h, w) != (height, width):
+        place[...] = GREY
+    place[top : top + h, left : left + w] = image_hwc
+    return left, top

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 from PIL import Image
 
 from serve_app.errors import ImageTooComplex, ImageTooLarge
+from serve_app.vision.jpeg import SCAN, segments
 
 # Each scan of a progressive JPEG costs one pass over all pixels. Real photos have about 10 scans.
 MAX_JPEG_SCANS = 100
-# The marker of a JPEG segment: 0xFF and a byte that is not a stuffed zero, a fill byte or a restart marker.
-MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def check_size(image: Image.Image, data: bytes, max_pixels: int, max_frames: int) -> None:
@@ -28,18 +25,12 @@ def check_size(image: Image.Image, data: bytes, max_pixels: int, max_frames: int
 
 
 def jpeg_scans(data: bytes) -> int:
-    """The number of scans, at most MAX_JPEG_SCANS + 1.
-
-    Walks the segments instead of counting scan markers, because thumbnails and comments may contain such bytes too.
-    """
-    at = scans = 0
-    while (marker := MARKER.search(data, at)) and scans <= MAX_JPEG_SCANS:
-        kind, at = marker.group()[1], marker.end()
-        if kind == 0xD9:
+    """The number of scans, at most MAX_JPEG_SCANS + 1."""
+    scans = 0
+    for kind, _, _ in segments(data):
+        scans += kind == SCAN
+        if scans > MAX_JPEG_SCANS:
             break
-        scans += kind == 0xDA
-        if kind not in (0xD8, 0x01):
-            at += int.from_bytes(data[at : at + 2])
     return scans
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from serve_app.errors import WrongWeights
-from serve_app.settings import AppSettings
+from serve_app.settings import LARGEST_SIZE, AppSettings
 from serve_app.weights import golden_set, loader, store, ultralytics_weights
 from serve_app.weights.identity import Manifest, pin_file
 from serve_app.weights.loader import Loaded
@@ -77,9 +77,9 @@ def load(uri: str, args: argparse.Namespace) -> tuple[Loaded, int]:
 
     Returns them with the side of their network input in pixels. Raises WeightsError.
     """
-    settings = AppSettings(s3_endpoint_url=args.endpoint_url)
+    settings = AppSettings(s3_endpoint_url=args.endpoint_url, image_size=getattr(args, "image_size", None))
     pinned = loader.pin(uri, settings)
-    size = getattr(args, "image_size", None) or pinned.image_size
+    size = settings.image_size or pinned.image_size
     if pinned.manifest and size != pinned.manifest.image_size:
         raise WrongWeights(f"--image-size is {size} px, but the manifest of {uri} says {pinned.manifest.image_size} px")
     get = partial(loader.fetch, settings=settings)
@@ -95,7 +95,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser("pull", help=pull.__doc__)
     command.add_argument("name", choices=ultralytics_weights.PULLABLE)
     command.add_argument("--sha256", help="required for weights whose sha256 this project does not pin")
-    command.add_argument("--source", default=ultralytics_weights.SOURCE, help="URL of a mirror")
+    command.add_argument("--source", help="URL of a mirror; where Ultralytics publishes them when not given")
     command.set_defaults(run=pull)
 
     command = commands.add_parser("golden", help=make_golden.__doc__, parents=[s3])
@@ -108,7 +108,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command.add_argument("file", metavar="FILE")
     command.add_argument("uri", metavar="s3://BUCKET/KEY.pt")
     command.add_argument("--golden", type=Path, metavar="golden.json", help="golden set written by `weights golden`")
-    command.add_argument("--image-size", type=int, help="side of the network input in pixels, if no manifest says it")
+    sizes = range(32, LARGEST_SIZE + 1, 32)
+    text = "side of the network input in pixels, if neither a manifest nor the training says it"
+    command.add_argument("--image-size", type=int, choices=sizes, metavar="PIXELS", help=text)
     command.set_defaults(run=publish)
 
     for name, run in (("verify", verify), ("list", versions)):

@@ -18,8 +18,9 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, PositiveFloat
 
 from serve_app.errors import GoldenFailed
 from serve_app.vision import boxes, drawing, image
+from serve_app.vision.engines.engine import Heads
 
-Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+Forward = Callable[[NDArray[np.uint8]], Heads]
 SURE = 0.5  # least confidence of an expected object, and of one that counts as unexpected
 MAX_PIXELS, SIDE = 52_000_000, 640  # largest photo to read; longest side of the copy in the set, in pixels
 TIMED = 5  # forward passes of each network, alternating; the fastest counts, as other work slows some of them down
@@ -89,7 +90,8 @@ def make(forward: Forward, names: tuple[str, ...], photos: list[Path], size: int
         picture.thumbnail((SIDE, SIDE))
         jpeg = drawing.to_jpeg(picture)
         sure = tuple(o for o in found(forward, names, jpeg, size, SURE))
-        made.append(Photo(file=path.name, jpeg=base64.b64encode(jpeg), objects=sure))
+        name = path.name.encode(errors="backslashreplace").decode()  # a name that is not UTF-8 does not fit into JSON
+        made.append(Photo(file=name, jpeg=base64.b64encode(jpeg), objects=sure))
     return Golden(photos=tuple(made))
 
 

@@ -6,9 +6,13 @@ Must not know torch: here, weights are bytes with a sha256. `store.py` handles w
 from __future__ import annotations
 
 import hashlib
+import pickletools
+import zlib
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
+from zipfile import BadZipFile, ZipFile
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,6 +22,8 @@ from serve_app.weights.golden_set import Golden
 
 MODELS = ROOT / "models"
 PREFERRED, BUNDLED = MODELS / "yolov8n.pt", MODELS / "default.pt"
+LARGEST_PICKLE = 50_000_000  # bytes; that of YOLOv8x has 0.2 MB, the numbers are in other files of the archive
+REMEMBER = {"BINPUT", "LONG_BINPUT", "MEMOIZE", "PUT"}  # steps that only note a value
 HELP = (
     "`python -m serve_app weights pull yolov8n` downloads COCO weights, "
     "`git checkout models/default.pt` restores the bundled model"
@@ -50,6 +56,7 @@ class Weights:
     class_names: tuple[str, ...]
     bundled: bool
     version: str | None = None  # S3 VersionId
+    trained_size: int | None = None  # side of the training's network input in pixels, if known
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +68,17 @@ class Pinned:
     sha256: str
     version: str | None
     manifest: Manifest | None
+    trained_size: int | None = None
+
+    @property
+    def stated_size(self) -> int | None:
+        """Side of the network input in pixels, by the manifest, or as the training recorded it."""
+        return self.manifest.image_size if self.manifest else self.trained_size
 
     @property
     def image_size(self) -> int:
-        """Side of the network input these weights were trained for, in pixels; 640 without a manifest."""
-        return self.manifest.image_size if self.manifest else 640
+        """Side of the network input these weights were trained for, in pixels; 640 when nothing says it."""
+        return self.stated_size or 640
 
 
 def pin_file(setting: str) -> Pinned:
@@ -78,6 +91,8 @@ def pin_file(setting: str) -> Pinned:
     path = next((p for p in candidates if p.is_file()), None)
     if path is None:
         raise MissingWeights(f"no weights at {' or '.join(map(str, candidates))}: {HELP}")
+    if path.name.encode(errors="replace").decode() != path.name:  # Python has read other bytes as surrogates
+        raise MissingWeights(f"the file name of the weights {path!a} is not UTF-8: rename it")
     manifest_path, sha256 = path.with_suffix(".json"), sha256_of(path)
     try:
         manifest = Manifest.model_validate_json(manifest_path.read_bytes()) if manifest_path.exists() else None
@@ -85,7 +100,25 @@ def pin_file(setting: str) -> Pinned:
         raise DamagedWeights(f"{manifest_path} is not a valid weights manifest: {error}") from error
     if manifest and manifest.sha256 != sha256:
         raise DamagedWeights(f"{path} is not the file that {manifest_path.name} describes: the sha256 differs")
-    return Pinned(str(path), path.stem, sha256, None, manifest)
+    return Pinned(str(path), path.stem, sha256, None, manifest, trained_size(path))
+
+
+def trained_size(path: Path) -> int | None:
+    """Side of the training's network input (`imgsz`), rounded up to 32 pixels; None where the file does not say it.
+
+    Reads the steps of the checkpoint's pickle without taking any, because torch takes 2 s to import.
+    """
+    try:
+        with ZipFile(path) as archive:
+            (pickled,) = (info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
+            if pickled.file_size > LARGEST_PICKLE:
+                return None
+            steps = [(step.name, value) for step, value, _ in pickletools.genops(archive.read(pickled))]
+    except (BadZipFile, ValueError, OSError, EOFError, zlib.error):
+        return None  # the loader says what the file is
+    stated = [(name, value) for name, value in steps if name not in REMEMBER]
+    sizes = [size for (_, key), (_, size) in pairwise(stated) if key == "imgsz" and isinstance(size, int) and size > 0]
+    return -(-sizes[0] // 32) * 32 if sizes else None
 
 
 def sha256_of(path: Path) -> str:

@@ -1,5 +1,7 @@
 """Takes an address to weights that may serve: fetch → verify → load → compile → warm → golden set.
 
+On a GPU the precision check runs too.
+
 Each step can refuse the weights with its own reason. The live weights are not touched. Must not know Ray.
 """
 
@@ -17,9 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from serve_app.errors import DamagedWeights, NotFinite, WrongWeights
-from serve_app.settings import ROOT
-from serve_app.vision.engines.engine import build
-from serve_app.weights import golden_set
+from serve_app.settings import LARGEST_SIZE, ROOT
+from serve_app.vision import sample_photos
+from serve_app.vision.engines.engine import build, on_squares, reference
+from serve_app.weights import golden_set, precision
 from serve_app.weights.address import SCHEME
 from serve_app.weights.identity import BUNDLED, Pinned, Weights, pin_file
 from serve_app.weights.store import Store
@@ -39,12 +42,14 @@ class Loaded:
     def __init__(self, pinned: Pinned, engine: Engine, seconds: dict[str, float]) -> None:
         self.pinned, self.engine, self.seconds = pinned, engine, seconds
         bundled = pinned.uri == str(BUNDLED)
-        self.weights = Weights(pinned.name, pinned.sha256, engine.class_names, bundled, pinned.version)
+        self.weights = Weights(
+            pinned.name, pinned.sha256, engine.class_names, bundled, pinned.version, pinned.stated_size
+        )
         self._warmed: set[int] = set()
 
     def warm(self, batch_sizes: Iterable[int], size: int) -> None:
-        """Runs a black batch (N, size, size, 3) of each size that has not run yet. Raises NotFinite."""
-        for n in set(batch_sizes) - self._warmed:
+        """Runs a black batch (N, size, size, 3) of each size that has not run yet. Raises NotFinite, OutOfMemory."""
+        for n in sorted(set(batch_sizes) - self._warmed, reverse=True):  # a GPU prepares the smaller with the largest
             if not np.isfinite(self.engine(np.zeros((n, size, size, 3), np.uint8))).all():
                 raise NotFinite(f"{self.pinned.uri}: the network outputs numbers that are not finite")
             self._warmed.add(n)
@@ -101,11 +106,16 @@ def load(
     loaded = Loaded(pinned, engine, seconds)
     with timed("warm", seconds):
         loaded.warm(batch_sizes, size)
+    golden = manifest.golden if manifest else None
     with timed("golden", seconds):
-        if manifest and manifest.golden:
-            golden_set.check(manifest.golden, engine, engine.class_names, size)
+        if device == "cuda":
+            photos = [p.jpeg for p in golden.photos] if golden else [p.read_bytes() for p in sample_photos.files()]
+            exact = on_squares(reference(read_checkpoint(io.BytesIO(found), pinned.uri), settings), size)
+            precision.check(photos, engine, exact, engine.class_names, size)
+        if golden:
+            golden_set.check(golden, engine, engine.class_names, size)
             if old:
-                golden_set.check_speed(manifest.golden, engine, old.engine, size)
+                golden_set.check_speed(golden, engine, old.engine, size)
     steps = ", ".join(f"{step} {took:.2f} s" for step, took in seconds.items())
     kind = "bundled model" if loaded.weights.bundled else "weights"
     logger.info("%s %s (%s) on %s: %s", kind, pinned.uri, pinned.sha256[:12], device, steps)
@@ -113,7 +123,10 @@ def load(
 
 
 def verify(pinned: Pinned, content: memoryview, size: int) -> None:
-    """Raises DamagedWeights for bytes that are not the pinned ones, WrongWeights for another network input size."""
+    """Raises DamagedWeights for bytes that are not the pinned ones, WrongWeights for another size than the manifest's.
+
+    Logs a warning when only the training had another size. `/v1/models` shows both.
+    """
     if hashlib.sha256(content).hexdigest() != pinned.sha256:
         raise DamagedWeights(f"{pinned.uri}: the sha256 of the bytes is not the pinned one")
     if pinned.manifest and pinned.manifest.image_size != size:
@@ -121,6 +134,12 @@ def verify(pinned: Pinned, content: memoryview, size: int) -> None:
         raise WrongWeights(
             f"{pinned.uri} is for {wanted} px, but this service runs at {size} px: set `image_size` and redeploy"
         )
+    if size > LARGEST_SIZE:
+        raise WrongWeights(
+            f"{pinned.uri} is for {size} px, the service runs at {LARGEST_SIZE} at most: set `image_size`"
+        )
+    if pinned.trained_size not in (None, size):
+        logger.warning("%s was trained at %s px and runs at %s px", pinned.uri, pinned.trained_size, size)
 
 
 @contextmanager

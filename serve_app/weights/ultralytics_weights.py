@@ -13,20 +13,25 @@ from tqdm import tqdm
 from serve_app.errors import WeightsError
 from serve_app.weights.identity import MODELS, sha256_of
 
-SOURCE = "https://huggingface.co/Ultralytics/YOLOv8/resolve/main"  # Ultralytics' own repository
-PULLABLE = tuple(f"yolov8{size}" for size in "nsmlx")
-# sha256 as published in that repository. Weights that are not listed need --sha256.
+YOLOV8 = "https://huggingface.co/Ultralytics/YOLOv8/resolve/main"  # Ultralytics' own repository
+OTHERS = "https://github.com/ultralytics/assets/releases/download/v8.4.0"  # where Ultralytics 8.4 itself looks
+SIZES = {"yolov8{}": "nsmlx", "yolov5{}u": "nsmlx", "yolov9{}": "tsmce", "yolov10{}": "nsmblx"}
+SIZES |= {f"yolo{family}{{}}": "nsmlx" for family in (11, 12, 26)}
+PULLABLE = tuple(name.format(size) for name, sizes in SIZES.items() for size in sizes)
+# sha256 as published in the repository of YOLOv8. Weights that are not listed need --sha256.
 SHA256 = {"yolov8n": "31e20dde3def09e2cf938c7be6fe23d9150bbbe503982af13345706515f2ef95"}
 
 
-def pull(name: str, sha256: str | None = None, source: str = SOURCE, folder: Path = MODELS) -> Path:
+def pull(name: str, sha256: str | None = None, source: str | None = None, folder: Path = MODELS) -> Path:
     """Downloads `source`/`name`.pt into `folder`, resumes an earlier try, and returns the path of the verified file.
 
-    Raises WeightsError when the hash is unknown or wrong, or the download fails.
+    Without `source`, from where Ultralytics publishes them. Raises WeightsError when the hash is unknown or wrong, or
+    the download fails.
     """
     wanted = sha256.lower() if sha256 else SHA256.get(name)
     if wanted is None:
         raise WeightsError(f"no sha256 is pinned for {name}: pass one that you trust with --sha256")
+    source = source or (YOLOV8 if name.startswith("yolov8") else OTHERS)
     target, partial = folder / f"{name}.pt", folder / f"{name}.pt.part"
     if target.exists():
         if sha256_of(target) == wanted:

@@ -50,9 +50,12 @@ variables {
   name              = "recognition"
   region            = "eu-central-1"
   admins            = ["arn:aws:iam::111122223333:role/platform"]
-  github_repository = "example/image-recognition"
+  github_repository = "example@1234567/image-recognition@7654321"
   redis_password    = "0123456789abcdef"
   budget            = { usd = 500, emails = ["platform@example.com"] }
+  sagemaker_ami     = "al2-ami-sagemaker-inference-gpu-3-1" # provider 5 knows no newer one
+
+  github_environments = ["production"]
 }
 
 run "as_shipped" {
@@ -77,6 +80,11 @@ run "as_shipped" {
   }
 
   assert {
+    condition     = aws_eks_cluster.this.version == "1.36" && aws_eks_cluster.this.upgrade_policy[0].support_type == "STANDARD"
+    error_message = "In standard support until August 2027."
+  }
+
+  assert {
     condition     = keys(aws_eks_access_entry.admin) == ["arn:aws:iam::111122223333:role/platform"] && !aws_eks_cluster.this.access_config[0].bootstrap_cluster_creator_admin_permissions
     error_message = "Those named administer it, and not whoever happened to create it."
   }
@@ -97,6 +105,11 @@ run "as_shipped" {
   }
 
   assert {
+    condition     = aws_elasticache_replication_group.this.auth_token_update_strategy == "ROTATE"
+    error_message = "A new password beside the old one; version 6 of the provider has no default."
+  }
+
+  assert {
     condition     = aws_vpc_security_group_ingress_rule.redis.referenced_security_group_id == aws_eks_cluster.this.vpc_config[0].cluster_security_group_id
     error_message = "From the cluster only."
   }
@@ -104,6 +117,11 @@ run "as_shipped" {
   assert {
     condition     = one(aws_s3_bucket_lifecycle_configuration.weights.rule).noncurrent_version_expiration[0].newer_noncurrent_versions == 20
     error_message = "Twenty versions to go back to, however old."
+  }
+
+  assert {
+    condition     = one(aws_s3_bucket_lifecycle_configuration.access_logs.rule).expiration[0].days == 90
+    error_message = "Access logs name callers' addresses: they expire."
   }
 
   assert {
@@ -116,8 +134,72 @@ run "without_what_is_not_asked_for" {
   command = plan
 
   assert {
-    condition     = length(aws_sagemaker_endpoint.this) == 0 && length(aws_cloudwatch_metric_alarm.sagemaker) == 0 && length(aws_prometheus_workspace.this) == 0
+    condition     = length(aws_sagemaker_endpoint.this) == 0 && length(aws_cloudwatch_metric_alarm.sagemaker) == 0 && length(aws_scheduler_schedule.drift) == 0 && length(aws_s3_bucket.sagemaker) == 0 && output.train == null && length(aws_prometheus_workspace.this) == 0
     error_message = "SageMaker and managed Prometheus cost money: nobody has them by default."
+  }
+
+  assert {
+    condition     = length(aws_acm_certificate.this) == 0 && length(aws_route53_record.service) == 0 && output.certificate == null
+    error_message = "Whoever has the name elsewhere brings a certificate."
+  }
+}
+
+run "a_name_before_its_load_balancer" {
+  command = plan
+
+  variables {
+    domain = { name = "recognition.example.com", zone = "example.com" }
+  }
+
+  override_resource {
+    target = aws_acm_certificate.this
+    values = {
+      domain_validation_options = [{ domain_name = "recognition.example.com", resource_record_name = "_1.recognition.example.com.", resource_record_type = "CNAME", resource_record_value = "_2.acm-validations.aws." }]
+    }
+    override_during = plan
+  }
+
+  assert {
+    condition     = aws_route53_record.validation[0].name == "_1.recognition.example.com." && length(aws_route53_record.service) == 0
+    error_message = "The certificate first: the Ingress that makes the load balancer names it."
+  }
+}
+
+run "a_name_in_another_zone" {
+  command = plan
+
+  variables {
+    domain = { name = "recognition.example.org", zone = "example.com" }
+  }
+
+  expect_failures = [var.domain]
+}
+
+run "no_quota_for_gpus" {
+  command = plan
+
+  variables {
+    gpu_vcpus = 32
+  }
+
+  override_data {
+    target = data.aws_servicequotas_service_quota.gpu
+    values = { value = 16 }
+  }
+
+  expect_failures = [check.gpu_quota]
+}
+
+run "quota_for_gpus" {
+  command = plan
+
+  variables {
+    gpu_vcpus = 32
+  }
+
+  override_data {
+    target = data.aws_servicequotas_service_quota.gpu
+    values = { value = 32 }
   }
 }
 
@@ -137,6 +219,11 @@ run "sagemaker_and_managed_prometheus" {
   assert {
     condition     = { for v in aws_sagemaker_endpoint_configuration.this["this"].production_variants : v.variant_name => [v.instance_type, v.initial_instance_count] } == { all = ["ml.g5.xlarge", 2] }
     error_message = "One variant, which the alarms and the autoscaling name."
+  }
+
+  assert {
+    condition     = aws_sagemaker_model_package_group.this["this"].model_package_group_name == output.sagemaker_package.ModelPackageGroupName
+    error_message = "models/register.py registers in the group that exists."
   }
 
   assert {
@@ -182,10 +269,11 @@ run "what_is_refused" {
   command = plan
 
   variables {
-    api_cidrs         = ["0.0.0.0/0"]
-    github_repository = "example/*"
-    redis_password    = "short"
+    api_cidrs           = ["0.0.0.0/0"]
+    github_repository   = "example@*/image-recognition@*"
+    github_environments = ["*"]
+    redis_password      = "short"
   }
 
-  expect_failures = [var.api_cidrs, var.github_repository, var.redis_password]
+  expect_failures = [var.api_cidrs, var.github_repository, var.github_environments, var.redis_password]
 }

@@ -47,12 +47,17 @@ def test_batch_mates_keep_their_own_options(graph: Service, bus: bytes) -> None:
         image = answer["images"][0]
         return image["batch_size"], [r["confidence"] for r in image["results"]]
 
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(ask, [0.25, 0.8] * 8))
-    assert max(size for size, _ in answers) > 1
-    for (_, low), (_, high) in zip(answers[::2], answers[1::2], strict=True):
-        assert min(high) >= 0.8
-        assert min(low) < 0.8
+    largest = 0
+    for _ in range(5):
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(ask, [0.25, 0.8] * 8))
+        for (_, low), (_, high) in zip(answers[::2], answers[1::2], strict=True):
+            assert min(high) >= 0.8
+            assert min(low) < 0.8
+        largest = max(largest, *(size for size, _ in answers))
+        if largest > 1:
+            break
+    assert largest > 1
 
 
 @pytest.fixture

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
+from loadtests.raw_http import at_once
 from loadtests.service import Service, config, free_port
 from serve_app.__main__ import main
 from serve_app.errors import Forbidden, TooManyRequests, Unauthorized
@@ -123,18 +124,14 @@ def test_only_holders_of_a_key_pass(guarded: Service, bus: bytes, tmp_path: Path
 
 
 def test_a_key_has_a_bounded_number_of_requests_at_once(guarded: Service, bus: bytes) -> None:
-    def send(_: int) -> httpx.Response:
-        return httpx.post(f"{guarded.url}/v1/predict", files={"file": bus}, headers={"X-API-Key": ALICE}, timeout=30)
-
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(send, range(16)))
-    refused = [a for a in answers if a.status_code != 200]
+    answers = at_once(guarded.url, bus, 16, {"X-API-Key": ALICE})
+    refused = [a for a in answers if a.status != 200]
     assert refused
     assert len(refused) < len(answers)
     for answer in refused:
-        check(answer.status_code, answer.headers["content-type"], answer.json(), 429, "too_many_requests")
+        check(answer.status, answer.headers["content-type"], json.loads(answer.body), 429, "too_many_requests")
         assert answer.headers["retry-after"] == "1"
-    assert send(0).status_code == 200, "places come back"
+    assert at_once(guarded.url, bus, 1, {"X-API-Key": ALICE})[0].status == 200, "places come back"
 
 
 def test_cors_is_for_configured_origins_only(guarded: Service) -> None:
@@ -144,6 +141,20 @@ def test_cors_is_for_configured_origins_only(guarded: Service) -> None:
 
     assert preflight("https://our.test").headers["access-control-allow-origin"] == "https://our.test"
     assert "access-control-allow-origin" not in preflight("https://evil.test").headers
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/readyz", 200), ("GET", "/v1/models", 401), ("GET", "/nowhere", 404), ("PUT", "/v1/predict", 405)],
+)
+def test_a_page_of_a_configured_origin_may_read_every_answer(
+    guarded: Service, method: str, path: str, status: int
+) -> None:
+    answer = httpx.request(method, f"{guarded.url}{path}", headers={"Origin": "https://our.test"})
+    assert answer.status_code == status
+    assert answer.headers["access-control-allow-origin"] == "https://our.test"
+    exposed = answer.headers["access-control-expose-headers"].lower()
+    assert all(name in exposed for name in ("x-request-id", "x-model-name", "server-timing", "retry-after"))
 
 
 def test_a_listed_host_with_a_private_address_is_refused(guarded: Service) -> None:

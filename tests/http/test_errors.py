@@ -87,8 +87,9 @@ FAILURES = [
             "POST", f"/v1/predict?{query}", {"Content-Type": "image/jpeg"}, b"x", 422, "invalid_parameter", id=query
         )
         for query in (
-            "conf=2", "conf=-0.1", "conf=nan", "conf=high", "iou=1.01", "max_det=0", "max_det=301", "classes=-1",
-            "classes=bus", "confidence=0.5", "conf=0.1&conf=0.2",
+            "conf=2", "conf=-0.1", "conf=nan", "conf=high", "iou=1.01", "max_det=0", "max_det=301",
+            "confidence=0.5", "conf=0.1&conf=0.2", "conf={", 'conf={"bus": 2}', 'conf={"bus": 0.1, "bus": 0.2}',
+            "conf=[0.5]", "classes=10000",
         )
     ),
 ]  # fmt: skip
@@ -114,7 +115,8 @@ def test_every_failure_has_its_code_and_the_one_shape(
 def check(got: int, content_type: str | None, body: dict[str, Any], status: int, code: str) -> None:
     assert (got, body.get("code")) == (status, code), body
     assert content_type == "application/problem+json"
-    assert set(body) == {"type", "title", "status", "code", "detail", "request_id"}
+    assert set(body) == {"type", "title", "status", "code", "detail", "request_id", "error"}
+    assert body["error"] == body["detail"]
     assert body["status"] == status
     assert body["detail"]
     assert not any(trace in body["detail"] for trace in ("\n", "ray::", "File ", "Traceback")), body["detail"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve_app.http.coco import CATEGORY_IDS
+from serve_app.http.coco import CATEGORY_IDS, category_ids
 
 
 def ask(client: httpx.Client, *photos: bytes, **params: Any) -> httpx.Response:
@@ -49,6 +49,21 @@ def test_coco_results(client: httpx.Client, bus: bytes, zidane: bytes) -> None:
 def test_cocos_ids_have_gaps() -> None:
     assert len(CATEGORY_IDS) == 80
     assert [CATEGORY_IDS[n] for n in ("person", "bus", "fire hydrant", "stop sign", "toothbrush")] == [1, 6, 11, 13, 90]
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (("bus", "person"), [6, 1]),
+        (("toothbrush",), [90]),
+        (("person", "helmet", "bus"), [1, 2, 3]),
+        (("Person", "Bus"), [1, 2]),
+        (("", "人", "bus"), [1, 2, 3]),
+        (tuple(f"part {i}" for i in range(100)), list(range(1, 101))),
+    ],
+)
+def test_category_ids_are_cocos_if_it_has_all_classes_else_counted(names: tuple[str, ...], ids: list[int]) -> None:
+    assert category_ids(names) == ids
 
 
 def test_the_photo_with_its_boxes(client: httpx.Client, bus: bytes) -> None:
@@ -111,7 +126,8 @@ def test_every_answer_has_the_security_headers(client: httpx.Client) -> None:
 
 def test_sagemaker_contract(client: httpx.Client, bus: bytes) -> None:
     assert client.get("/ping").status_code == 200
-    answer = client.post("/invocations", content=bus, headers={"Content-Type": "application/x-image"})
+    answer = client.post("/invocations", content=bus, headers={"Content-Type": "text/csv"})
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_format")
-    answer = client.post("/invocations", content=bus, headers={"Content-Type": "image/jpeg"})
-    assert "bus" in [r["name"] for r in answer.json()["images"][0]["results"]]
+    for kind in ("image/jpeg", "application/x-image"):  # the second is what SageMaker's own algorithms take
+        answer = client.post("/invocations", content=bus, headers={"Content-Type": kind})
+        assert "bus" in [r["name"] for r in answer.json()["images"][0]["results"]]

@@ -11,7 +11,7 @@ import pytest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # gevent, which this client brings, warns about other libraries
-    from tritonclient.http import InferenceServerClient, InferInput
+    from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
     from tritonclient.utils import InferenceServerException
 
 
@@ -59,6 +59,67 @@ def test_the_same_boxes_as_the_primary_endpoint(
     np.testing.assert_allclose(result.as_numpy("boxes"), [list(r["box"].values()) for _, r in expected], atol=0.05)
 
 
+def test_the_outputs_that_were_asked_for_in_their_order(triton: InferenceServerClient, model: str, bus: bytes) -> None:
+    wanted = [InferRequestedOutput("scores"), InferRequestedOutput("boxes", binary_data=False)]
+    result = triton.infer(model, [tensor(bus, binary=True)], outputs=wanted)
+    assert [o["name"] for o in result.get_response()["outputs"]] == ["scores", "boxes"]
+    assert len(result.as_numpy("scores")) == len(result.as_numpy("boxes")) > 0
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        [InferRequestedOutput("masks")],
+        [InferRequestedOutput("scores"), InferRequestedOutput("scores")],
+        [InferRequestedOutput("scores", class_count=3)],
+    ],
+    ids=["unknown", "twice", "classification"],
+)
+def test_outputs_that_do_not_exist(
+    triton: InferenceServerClient, model: str, bus: bytes, outputs: list[InferRequestedOutput]
+) -> None:
+    with pytest.raises(InferenceServerException, match=r"\[400\] `outputs`: "):
+        triton.infer(model, [tensor(bus, binary=True)], outputs=outputs)
+
+
+def test_what_schedules_a_request_in_triton_is_ignored(triton: InferenceServerClient, model: str, bus: bytes) -> None:
+    scheduled = {"priority": 1, "timeout": 5_000_000, "sequence_id": 7, "sequence_start": True, "sequence_end": True}
+    for compression in (None, "gzip"):
+        result = triton.infer(model, [tensor(bus, binary=True)], request_compression_algorithm=compression, **scheduled)
+        assert len(result.as_numpy("scores")) > 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"parameters": None}, {"outputs": None}, {"outputs": []}, {"id": None}, {"parameters": {"timeout": None}}],
+)
+def test_members_that_are_null_or_empty_count_as_absent(
+    client: httpx.Client, model: str, bus: bytes, change: dict[str, object]
+) -> None:
+    image = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(bus).decode()]}
+    answer = client.post(f"/v2/models/{model}/infer", json={"inputs": [image | {"parameters": None}]} | change)
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["outputs"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "models/resnet", None),
+        ("GET", "nothing", None),
+        ("POST", "models/{model}/infer", {"inputs": []}),
+        ("POST", "models/{model}/infer", {"inputs": [], "outputs": 5}),
+        ("PUT", "models/{model}", None),
+    ],
+)
+def test_errors_have_the_protocols_member(
+    client: httpx.Client, model: str, method: str, path: str, body: object
+) -> None:
+    answer = client.request(method, f"/v2/{path.format(model=model)}", json=body)
+    assert answer.status_code >= 400
+    assert answer.json()["error"] == answer.json()["detail"]
+
+
 def test_nothing_found_is_empty_tensors(triton: InferenceServerClient, model: str, bus: bytes) -> None:
     result = triton.infer(model, [tensor(bus, binary=True)], parameters={"conf": 1.0})
     assert result.as_numpy("boxes").shape == (0, 4)
@@ -82,6 +143,9 @@ def test_another_model_or_version_is_not_found(triton: InferenceServerClient, mo
         b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["%"]}]}',
         b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": []}]}',
         b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["aGk="]}], "parameters": 5}',
+        b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["aGk="]}], "outputs": "boxes"}',
+        b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["aGk="]}], "outputs": [5]}',
+        b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["aGk="]}], "outputs": [{}]}',
         b'{"inputs": [{"name": "i", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 9}}]}',
         b'{"inputs": [{"name": "i", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": "9"}}]}',
     ],

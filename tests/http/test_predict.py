@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from PIL import Image
 from loadtests.benchmarks import accuracy
 from serve_app import deadline
 from serve_app.settings import PredictOptions
+from serve_app.vision.png import without_texts
 from serve_app.weights import identity
+from serve_app.weights.golden_set import overlap
 from tests.conftest import SHARED, shared
 
 
@@ -105,6 +108,19 @@ def test_options_come_from_query_form_or_json(client: httpx.Client, bus: bytes, 
     assert names(answer.json()) == ["person", "person"]
 
 
+def test_agnostic_nms_merges_what_overlaps_whatever_its_class(client: httpx.Client, bus: bytes) -> None:
+    def close_pairs(agnostic: bool) -> list[bool]:
+        """Of each two boxes that overlap more than `iou`, whether they have the same class."""
+        found = predict(client, bus, conf=0.01, iou=0.5, agnostic_nms=agnostic)["images"][0]["results"]
+        pairs = itertools.combinations(found, 2)
+        corners = ((one, other, *(tuple(r["box"].values()) for r in (one, other))) for one, other in pairs)
+        return [one["class"] == other["class"] for one, other, a, b in corners if overlap(a, b) > 0.51]
+
+    assert close_pairs(agnostic=False)
+    assert not any(close_pairs(agnostic=False))
+    assert not close_pairs(agnostic=True)
+
+
 def test_conf_and_iou_are_per_request(client: httpx.Client, bus: bytes) -> None:
     sure = predict(client, bus, conf=0.7)["images"][0]["results"]
     every = predict(client, bus, conf=0.01)["images"][0]["results"]
@@ -147,6 +163,20 @@ def test_models_and_probes(client: httpx.Client) -> None:
     assert ready.json()["model"]["sha256"] == model["sha256"]
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/livez", 200), ("/readyz", 200), ("/ping", 200), ("/v1/models", 200), ("/v2", 200), ("/v2/health/ready", 200),
+        ("/", 200), ("/docs", 200), ("/openapi.json", 200), ("/v1/predict", 405), ("/nowhere", 404),
+    ],
+)  # fmt: skip
+def test_head_is_answered_like_get_without_the_body(client: httpx.Client, path: str, status: int) -> None:
+    head, get = client.head(path), client.get(path)
+    assert head.status_code == get.status_code == status
+    assert head.content == b""
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
 def test_the_openapi_page_needs_no_network(client: httpx.Client) -> None:
     page = client.get("/docs").text
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -165,10 +195,8 @@ REFUSED = {
     "broken_data_stream.png": (400, "corrupt_image"),
     "decompression_bomb.gif": (413, "image_too_large"),
     "decompression_bomb.ico": (415, "unsupported_format"),
-    "png_decompression_dos.png": (400, "corrupt_image"),
     "truncated_end_chunk.png": (400, "corrupt_image"),
     "truncated_image.png": (400, "corrupt_image"),
-    "truncated_jpeg.jpg": (400, "corrupt_image"),
     "zero_width.gif": (400, "corrupt_image"),
 }
 DECODE = SHARED / "images" / "decode"
@@ -181,7 +209,7 @@ def test_hard_to_decode_files(client: httpx.Client, path: Path) -> None:
     assert answer.status_code == expected, answer.text
     assert answer.json().get("code") == code
     if expected == 200:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(without_texts(path.read_bytes()))) as picture:
             sideways = picture.getexif().get(0x0112, 1) >= 5
             assert answer.json()["images"][0]["shape"] == list(picture.size if sideways else picture.size[::-1])
 

@@ -62,6 +62,7 @@ def test_plain_errors_become_problems(status: int, code: str) -> None:
     check(answer.status_code, answer.headers["content-type"], answer.json(), status, code)
     assert answer.json()["request_id"] == answer.headers["x-request-id"] == "7"
     assert answer.headers.get("retry-after") == ("1" if status == 503 else None)
+    assert answer.headers["access-control-allow-origin"] == "*", "a page may read why it was refused"
 
 
 def test_the_rest_passes_untouched() -> None:

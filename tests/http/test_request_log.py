@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -13,7 +12,7 @@ import yaml
 
 from loadtests import clients
 from loadtests.service import Service, ray_files
-from tests.conftest import ROOT, SPANS
+from tests.conftest import ROOT, SPANS, eventually
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 MOUNTED = "/tmp/ray/"  # noqa: S108 - in the pod
@@ -28,14 +27,6 @@ def lines(service: Service) -> list[dict[str, Any]]:
     assert files, "what Fluent Bit reads is not where Serve writes"
     found = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     return [line for line in found if "total_ms" in line]
-
-
-def eventually(found: Callable[[], Any]) -> Any:
-    end = time.monotonic() + 60
-    while not (value := found()) and time.monotonic() < end:
-        time.sleep(0.2)
-    assert value
-    return value
 
 
 def line_of(service: Service, request_id: str) -> dict[str, Any]:
@@ -120,4 +111,4 @@ def test_the_callers_trace_goes_on_through_every_replica(graph: Service, bus: by
     headers = {"Content-Type": "image/jpeg", "traceparent": f"00-{TRACE}-{PARENT}-01", "X-Request-Id": "mine"}
     httpx.post(f"{graph.url}/v1/predict", content=bus, headers=headers, timeout=60).raise_for_status()
     assert line_of(graph, "mine")["trace_id"] == TRACE
-    assert eventually(lambda: found_all(TRACE) and deployments_of(TRACE) >= {"Ingress", "Preprocessor", "Detector"})
+    eventually(lambda: found_all(TRACE) and deployments_of(TRACE) >= {"Ingress", "Preprocessor", "Detector"})

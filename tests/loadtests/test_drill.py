@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from loadtests.drills.drill import BAD, KNOWN_LIMITATIONS, content_of, observe, sha256
+from loadtests.drills import drill, observation
+from loadtests.drills.drill import KNOWN_LIMITATIONS
 from loadtests.drills.events import KILLED, Operator, local
+from loadtests.drills.observation import BAD, content_of, observe
 from loadtests.traffic import Row, Traffic, same, stall
-from tests.conftest import ONE_TRY
+from tests.conftest import ONE_TRY, ROOT
 
 EVENTS = (
     "redeploy", "change batching", "swap weights", "refused weights", "scale to 3 and back",
@@ -30,7 +34,7 @@ def test_nothing_is_lost(drilled: tuple[Operator, Traffic], name: str) -> None:
     operator, traffic = drilled
     assert set(operator.events) == set(EVENTS)
     seen = len(traffic.rows)
-    bad = observe(traffic, name, operator.events[name], lambda: sha256(traffic))
+    bad = observe(traffic, name, operator.events[name])
     assert any(row.verdict == "answered" for row in traffic.rows[seen:])
     if name in KNOWN_LIMITATIONS:
         assert {row.verdict for row in bad} <= {"lost"}, (
@@ -58,3 +62,25 @@ def test_the_right_answer_is_told_from_a_wrong_one() -> None:
     assert not same([bus], [("bus", 0.9, (50.0, 50.0, 150.0, 150.0))])
     assert not same([bus], [bus, ("dog", 0.95, (0.0, 0.0, 9.0, 9.0))])
     assert "answered" not in BAD
+
+
+@pytest.mark.parametrize(("refused_during", "bad"), [(0, 0), (2, 0), (20, 20)])
+def test_a_rise_of_refusals_is_a_failure(monkeypatch: pytest.MonkeyPatch, refused_during: int, bad: int) -> None:
+    monkeypatch.setattr(observation, "CALM_S", 0.0)
+    monkeypatch.setattr(observation, "SETTLE_S", 0.0)
+    traffic = Traffic("http://nowhere", [])
+
+    def upgrade() -> None:
+        now = time.monotonic()
+        traffic.rows += [row(now, now, "refused")] * refused_during + [row(now, now)] * 300
+
+    assert len(observe(traffic, "upgrade", upgrade, refusals=True)) == bad
+    assert observe(traffic, "upgrade", upgrade) == [], "where nobody asked for it"
+
+
+def test_the_firewall_lets_the_drill_through() -> None:
+    """All its requests come from one address."""
+    text = (ROOT / "terraform" / "variables.tf").read_text()
+    allowed = re.search(r'variable "requests_per_ip" \{[^}]*default\s*= (\d+)', text)
+    assert allowed
+    assert int(allowed[1]) / 300 > drill.REMOTE_CLIENTS / drill.REMOTE_PAUSE_S + drill.REMOTE_RATE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,7 @@ def test_the_manifest_is_valid_and_fits_together() -> None:
     (sends,) = workers["spec"]["template"]["spec"]["containers"]
     (keeps,) = master["spec"]["template"]["spec"]["containers"]
     assert f"--expect-workers={workers['spec']['parallelism']}" in keeps["args"]
+    assert sends["env"] == keeps["env"], "both ask a service that may want a key"
     assert sends["command"][sends["command"].index("--master-host") + 1] == service["metadata"]["name"]
     assert sends["image"] == keeps["image"]
     assert keeps["args"][-1] == sends["command"][-1] == "Open"
@@ -98,3 +100,14 @@ def test_the_manifest_is_valid_and_fits_together() -> None:
         _, inner = volume["projected"]["sources"]
         paths = {item["path"] for item in inner["configMap"]["items"]}
         assert paths == {str(p.relative_to(folder)) for p in MANIFEST.parent.glob("*.py")} - {"load/__main__.py"}
+
+
+def test_the_key_is_sent_with_every_request() -> None:
+    """In a process of its own: importing Locust patches the standard library."""
+    code = "from loadtests.load.locustfile import KEY; print(KEY)"
+    for key, sent in (("secret", {"Authorization": "Bearer secret"}), ("", {})):
+        typed = [sys.executable, "-c", code]
+        ended = subprocess.run(
+            typed, cwd=ROOT, env=os.environ | {"API_KEY": key}, capture_output=True, text=True, check=True
+        )
+        assert ended.stdout.strip() == str(sent)

@@ -105,7 +105,7 @@ def test_the_serve_patch_is_an_overlays_difference(made: Plan) -> None:
 
 
 def applied(overlay_read: Overlay, made: Plan) -> Overlay:
-    """An overlay with the three patches."""
+    """An overlay with the four patches."""
     overlay_read.serve = serve_config.merged(overlay_read.serve, made.serve())
     overlay_read.args = overlay_read.serve["applications"][0]["args"]
     overlay_read.deployments = overlay_read.serve["applications"][0]["deployments"]
@@ -120,6 +120,9 @@ def applied(overlay_read: Overlay, made: Plan) -> Overlay:
     pool = made.nodepool()
     (known,) = [o for o in overlay_read.kind("NodePool") if o["metadata"]["name"] == pool["metadata"]["name"]]
     known["spec"]["limits"] = pool["spec"]["limits"]
+    budget = made.budget()
+    (known,) = [o for o in overlay_read.kind(budget["kind"]) if o["metadata"]["name"] == budget["metadata"]["name"]]
+    known["spec"] |= budget["spec"]
     return overlay_read
 
 
@@ -151,7 +154,7 @@ def test_without_its_node_pool_a_large_plan_does_not_pass(measured: curve.Curve,
     assert large.nodes > 4, "more than production has room for as it is"
     small = applied(read(rendered["production"]), large)
     small.kind("NodePool")[1]["spec"]["limits"] = {"nvidia.com/gpu": "10"}
-    assert [f for f in check(small) if "two clusters" in f.why], "without its node pool the upgrade would hang"
+    assert [f for f in check(small) if "three clusters" in f.why], "without its node pool the upgrade would hang"
 
 
 def capacity(*typed: str) -> subprocess.CompletedProcess[str]:
@@ -165,7 +168,8 @@ def test_the_command_line_plans_and_replays(tmp_path: Path) -> None:
     planned = capacity("plan", *sizing)
     assert planned.returncode == 0, planned.stderr
     assert "cost of a million photos" in planned.stdout
-    assert {path.name for path in tmp_path.iterdir()} == {"serve.yaml", "workers.yaml", "nodepool.yaml", "plan.png"}
+    patches = {"serve.yaml", "workers.yaml", "nodepool.yaml", "budget.yaml"}
+    assert {path.name for path in tmp_path.iterdir()} == patches | {"plan.png"}
     serve_config.load(ROOT / "serve_config.yaml", (tmp_path / "serve.yaml").read_text())
     replayed = capacity("replay", *sizing, "--trace", "flash-crowd", "--hours", "0.25", "--node-s", "120")
     assert replayed.returncode == 1, replayed.stdout + replayed.stderr

@@ -72,3 +72,13 @@ def test_every_case_has_its_alert_and_every_alert_its_runbook() -> None:
     assert list(CASES) == ALERTS
     runbooks = (monitoring.FOLDER / "docs" / "runbooks.md").read_text()
     assert re.findall(r"^## (\w+)$", runbooks, re.MULTILINE) == ALERTS
+
+
+def test_an_alert_links_to_its_runbook_on_the_web() -> None:
+    linked = {
+        r["alert"]: r["annotations"]["runbook_url"] for r in monitoring.rules()["groups"][0]["rules"] if "alert" in r
+    }
+    page = monitoring.source("alerts")["runbooks"]
+    assert linked == {name: f"{page}#{name.lower()}" for name in ALERTS}
+    assert page.startswith("https://")
+    assert page.endswith("/" + str((monitoring.FOLDER / "docs" / "runbooks.md").relative_to(monitoring.ROOT)))

@@ -25,6 +25,10 @@ def worker(d: Overlay) -> dict[str, Any]:
     return d.pods()[1]
 
 
+def gate(d: Overlay) -> dict[str, Any]:
+    return d.serve["applications"][1]
+
+
 def note(d: Overlay, key: str, value: str) -> None:
     d.kind("Ingress")[0]["metadata"]["annotations"][f"alb.ingress.kubernetes.io/{key}"] = value
 
@@ -35,6 +39,30 @@ def drop(d: Overlay, kind: str) -> None:
 
 def budget(d: Overlay, **spec: object) -> None:
     d.kind("PodDisruptionBudget")[0]["spec"] = spec
+
+
+def pool(d: Overlay, number: int) -> dict[str, Any]:
+    spec: dict[str, Any] = d.kind("NodePool")[number]["spec"]["template"]["spec"]
+    return spec
+
+
+def require(d: Overlay, key: str, *values: str) -> None:
+    (found,) = (r for r in pool(d, 1)["requirements"] if r["key"] == key)
+    found["values"] = list(values)
+
+
+def sidecar(d: Overlay, image: str) -> None:
+    worker(d)["initContainers"][0]["image"] = image
+
+
+def egress(d: Overlay, port: int) -> None:
+    for policy in d.kind("NetworkPolicy"):
+        policy["spec"]["egress"] = [{"ports": [{"port": port}]}]
+
+
+def rules(d: Overlay) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = d.kind("PrometheusRule")[0]["spec"]["groups"][0]["rules"]
+    return found
 
 
 def throughput(d: Overlay) -> None:
@@ -49,6 +77,15 @@ EXAMPLES: list[tuple[str, str, Change]] = [
     ("load_balancer", "closes idle connections", lambda d: d.serve["http_options"].update(keep_alive_timeout_s=5)),
     ("load_balancer", "still sends", lambda d: note(d, "target-group-attributes", "deregistration_delay.timeout_seconds=300")),
     ("load_balancer", "still sends", lambda d: d.service.pop("rayClusterDeletionDelaySeconds")),
+    ("load_balancer", "all targets at once", lambda d: note(d, "target-type", "ip")),
+    ("load_balancer", "no port on them", lambda d: d.service.pop("serveService")),
+    ("load_balancer", "lost node", lambda d: note(d, "healthcheck-interval-seconds", "15")),
+    ("rollout_gate", "Upgrades lose requests", lambda d: d.serve["applications"].pop()),
+    ("rollout_gate", "opens before", lambda d: gate(d)["args"].update(healthy_s=4)),
+    ("rollout_gate", "opens before", lambda d: worker(d)["containers"][0]["readinessProbe"].pop("periodSeconds") and gate(d)["args"].update(healthy_s=20)),
+    ("rollout_gate", "on the head", lambda d: gate(d)["deployments"][0]["ray_actor_options"].pop("label_selector")),
+    ("first_size", "too few for 9 replicas", lambda d: d.deployments[0]["autoscaling_config"].update(initial_replicas=9)),
+    ("head_loss", "next head", lambda d: d.pods()[0].update(terminationGracePeriodSeconds=120)),
     ("batches", "two batches", lambda d: d.deployments[0].pop("max_ongoing_requests")),
     ("updates", "before new ones", lambda d: d.deployments[0].pop("max_surge_percent")),
     ("updates", "may fill every worker", lambda d: d.cluster["workerGroupSpecs"][0].update(maxReplicas=4)),
@@ -62,8 +99,31 @@ EXAMPLES: list[tuple[str, str, Change]] = [
     ("disruptions", "all workers", lambda d: drop(d, "PodDisruptionBudget")),
     ("disruptions", "no eviction", lambda d: budget(d, maxUnavailable=1)),
     ("disruptions", "never ends", lambda d: d.cluster["workerGroupSpecs"][0].update(minReplicas=1)),
+    ("disruptions", "evict 4 of 5", lambda d: d.cluster["workerGroupSpecs"][0].update(minReplicas=5)),
+    ("placement", "The head", lambda d: d.pods()[0].pop("nodeSelector")),
+    ("placement", "recognition-cpu admits every pod", lambda d: pool(d, 0).pop("taints")),
+    ("placement", "stay Pending", lambda d: worker(d)["nodeSelector"].update({"karpenter.sh/nodepool": "recognition"})),
+    ("placement", "stay Pending", lambda d: worker(d).pop("tolerations")),
+    ("one_gpu", "several GPUs", lambda d: require(d, "eks.amazonaws.com/instance-gpu-count", "1", "4")),
+    ("leaving", "last two minutes", lambda d: d.templates()[1]["metadata"].update(annotations={"karpenter.sh/do-not-disrupt": "true"})),
+    ("leaving", "nodes of recognition-gpu may go at once", lambda d: pool(d, 1).update(terminationGracePeriod="1h10m")),
+    ("leaving", "without a drain", lambda d: pool(d, 1).update(expireAfter="481h")),
+    ("leaving", "without a drain", lambda d: pool(d, 1).update(expireAfter="Never")),
+    ("sidecar_images", "fluent/fluent-bit:4.2.3", lambda d: sidecar(d, "fluent/fluent-bit:4.2.3")),
+    ("sidecar_images", "Docker Hub", lambda d: sidecar(d, "docker.io/fluent/fluent-bit:4.2.3")),
+    ("receivers", "reach nobody", lambda d: d.monitoring.pop("alertmanager")),
+    ("receivers", "reach nobody", lambda d: d.monitoring["alertmanager"]["config"]["route"].update(receiver="null")),
+    ("false_alarms", "kubeScheduler", lambda d: d.monitoring.pop("kubeScheduler")),
+    ("runbooks", "cannot be opened", lambda d: rules(d)[-1]["annotations"].update(runbook_url="kuberay/monitoring/docs/runbooks.md")),
+    ("traces", "every trace", lambda d: (d.serve.update(tracing_config={"enabled": True}), egress(d, 443))),
+    ("api_keys", "asks for no key", lambda d: d.args.pop("api_keys_file")),
+    ("api_keys", "No replica starts", lambda d: d.args.update(api_keys_file="/etc/keys/keys")),
+    ("api_keys", "No replica starts", lambda d: worker(d)["containers"][0]["volumeMounts"][-1].update(subPath="keys")),
     ("internet_facing", "clear text", lambda d: note(d, "certificate-arn", "")),
     ("internet_facing", "how often", lambda d: note(d, "wafv2-acl-arn", "")),
+    ("internet_facing", "TLS 1.0", lambda d: note(d, "ssl-policy", "ELBSecurityPolicy-2016-08")),
+    ("internet_facing", "who called", lambda d: note(d, "load-balancer-attributes", "deletion_protection.enabled=true")),
+    ("internet_facing", "by mistake", lambda d: note(d, "load-balancer-attributes", "access_logs.s3.enabled=true,access_logs.s3.bucket=b")),
     ("versions", "has Ray", lambda d: d.cluster.update(rayVersion="2.9.0")),
     ("versions", "different images", lambda d: worker(d)["containers"][0].update(image="image-recognition:other")),
     ("versions", "latest", lambda d: [pod["containers"][0].update(image="registry:5000/recognition") for pod in d.pods()]),
@@ -72,7 +132,7 @@ EXAMPLES: list[tuple[str, str, Change]] = [
     ("unknown_keys", "ignores", lambda d: d.service.update(serviceUnhealthySecondThreshold=300)),
     ("head_runs_no_replicas", "starve", lambda d: d.cluster["headGroupSpec"]["rayStartParams"].clear()),
     ("throughput_messages", "4 MiB", throughput),
-    ("dns", "block DNS", lambda d: [p["spec"].update(egress=[{"ports": [{"port": 443}]}]) for p in d.kind("NetworkPolicy")]),
+    ("dns", "block DNS", lambda d: egress(d, 443)),
     ("aws_account", "cannot read", lambda d: worker(d).update(serviceAccountName="other")),
     ("aws_account", "no photo", lambda d: setattr(d, "terraform", d.terraform.replace("SizeRestrictions", ""))),
     ("probes", "wget", lambda d: setattr(d, "dockerfile", "FROM python:3.11-slim")),

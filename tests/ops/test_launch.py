@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from loadtests.service import NotStarted, config, free_port, running
+from loadtests.service import NotStarted, config, free_port, ray_files, running
 from serve_app.__main__ import main
 from serve_app.vision import sample_photos
 from serve_app.weights import golden_set, identity
@@ -50,7 +50,8 @@ def refused(
             path.write_text(text)
         assert main(["serve", "--config", str(path)]) == 1
         err = capsys.readouterr().err
-        assert "Traceback" not in err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
         return err
 
     return said
@@ -60,6 +61,35 @@ def test_a_difference_that_serve_does_not_know_is_said_at_once(refused: Callable
     os.environ["SERVE_CONFIG_DIFFERENCE"] = "{http_options: {prot: 8080}}"
     said = refused(yaml.safe_dump(config(free_port())))
     assert "with SERVE_CONFIG_DIFFERENCE: unknown keys that Serve would drop: .http_options.prot" in said
+
+
+def test_it_starts_wherever_it_is(tmp_path: Path, bus: bytes) -> None:
+    """A path with spaces and umlauts that cannot be written, a long TMPDIR, no HOME, one core, and no assertions."""
+    root, temp = tmp_path / "Übung mit Leerzeichen", tmp_path / ("deeper" * 15)  # a socket's path has at most 107 bytes
+    temp.mkdir()
+    for part in ("serve_app", "models/default.pt", "models/default.json", "serve_config.yaml"):
+        (root / part).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, root / part)
+    files = [root, *root.rglob("*")]
+    for file in files:
+        file.chmod(file.stat().st_mode & ~0o222)
+    content = config(free_port())
+    content["http_options"]["host"], content["applications"][0]["route_prefix"] = "0.0.0.0", "/photos"
+    env = {"TMPDIR": str(temp), "HOME": "/proc/none", "PYTHONPATH": str(root), "PYTHONOPTIMIZE": "1", "LC_ALL": "C"}
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        with running(content, env=env, root=root) as service:
+            url = service.url.replace("0.0.0.0", "127.0.0.1")
+            assert any(line.startswith(f"Ready: {url}/photos (") for line in service.lines)
+            assert any("Leerzeichen/models/default.pt" in line for line in service.lines), "this checkout serves"
+            answer = httpx.post(f"{url}/photos/v1/predict", files={"file": bus}, timeout=60, trust_env=False)
+            assert answer.json()["metadata"]["model"]["bundled"]
+    finally:
+        os.sched_setaffinity(0, cores)
+        for file in files:
+            file.chmod(file.stat().st_mode | 0o200)
+    assert not ray_files(service).exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="HAProxy is for Linux only")
@@ -83,10 +113,32 @@ def test_what_cannot_be_served_is_said_at_once(args: dict, message: str, refused
     assert message in refused(yaml.safe_dump(config(free_port(), **args)))
 
 
+@pytest.mark.parametrize("prefix", [None, "photos", "/photos/", "/my photos", "//"])
+def test_a_route_prefix_that_is_no_path(prefix: str | None, refused: Callable[[str], str]) -> None:
+    content = config(free_port())
+    content["applications"][0]["route_prefix"] = prefix
+    assert f"route_prefix {prefix!r} is not a path" in refused(yaml.safe_dump(content))
+
+
+def test_a_user_config_that_the_detector_would_reject(refused: Callable[[str], str]) -> None:
+    content = config(free_port())
+    content["applications"][0]["deployments"][0]["user_config"] = {"max_batch": 4}
+    assert "max_batch: Extra inputs are not permitted" in refused(yaml.safe_dump(content))
+
+
+def test_a_folder_is_no_configuration(tmp_path: Path, refused: Callable[[str | None], str]) -> None:
+    (tmp_path / "config.yaml").mkdir()
+    assert "config.yaml: Is a directory" in refused(None)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         pytest.param(None, "cannot read", id="no file"),
+        pytest.param("", "applications: Field required", id="empty"),
+        pytest.param("hello", "applications: Field required", id="a text"),
+        pytest.param("[1]", "applications: Field required", id="a list"),
+        pytest.param("\x00", "special characters are not allowed", id="no text"),
         pytest.param("a: [", "error: ", id="no YAML"),
         pytest.param("applications: []", "not a complete Serve configuration", id="no application"),
         pytest.param("applications: []\ntypo: 1", ".typo", id="a key that Serve would drop"),
@@ -106,8 +158,9 @@ def test_weights_that_fail_their_golden_set_fail_the_start(tmp_path: Path) -> No
     wrong = manifest.model_copy(update={"golden": golden_set.Golden(photos=(photo,))})
     weights.with_suffix(".json").write_text(wrong.model_dump_json())
     content = config(free_port(), weights=str(weights))
-    with pytest.raises(NotStarted, match="golden set"), running(content, env=ONE_TRY):
+    with pytest.raises(NotStarted, match="golden set") as ended, running(content, env=ONE_TRY):
         pass
+    assert "error: " in str(ended.value).rstrip().splitlines()[-1], "the reason is the last line"
 
 
 def test_predict_prints_a_table_and_draws(

@@ -57,10 +57,9 @@ def gigabytes(quantity: str) -> float:
 
 
 def serve(objects: Objects) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The Serve configuration, and its one deployment."""
+    """The Serve configuration, and the one deployment of the first application."""
     content = yaml.safe_load(of(objects, "RayService")["spec"]["serveConfigV2"])
-    (application,) = content["applications"]
-    (deployment,) = application["deployments"]
+    (deployment,) = content["applications"][0]["deployments"]
     return content, deployment
 
 
@@ -84,11 +83,18 @@ def test_the_serve_config_is_the_one_with_the_stated_differences(overlay: tuple[
     name, objects = overlay
     content, _ = serve(objects)
     serve_config.check(content)
-    base = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    difference = yaml.safe_load((manifests.OVERLAYS / name / "serve.yaml").read_text())
-    assert content == serve_config.merged(base, difference)
+    base, every, one = (
+        yaml.safe_load(file.read_text())
+        for file in (
+            ROOT / "serve_config.yaml",
+            manifests.BASE / "serve.yaml",
+            manifests.OVERLAYS / name / "serve.yaml",
+        )
+    )
+    assert content == serve_config.merged(serve_config.merged(base, every), one)
     assert content["http_options"]["host"] == "0.0.0.0", "probes come from outside the pod"
-    assert content["applications"][0]["args"] == base["applications"][0]["args"]
+    keys = {} if name == "local" else {"api_keys_file": "/etc/recognition-keys/keys"}
+    assert content["applications"][0]["args"] == base["applications"][0]["args"] | keys
 
 
 def test_head_and_workers_have_every_switch(overlay: tuple[str, Objects]) -> None:
@@ -109,6 +115,23 @@ def test_nothing_runs_as_root_or_may_become_it(overlay: tuple[str, Objects]) -> 
         assert pod["securityContext"]["runAsNonRoot"]
         for container in pod["containers"]:
             assert not container["securityContext"]["allowPrivilegeEscalation"]
+            assert container["securityContext"]["readOnlyRootFilesystem"]
+
+
+def test_what_a_pod_writes_has_a_limit_and_the_code_is_not_among_it(overlay: tuple[str, Objects]) -> None:
+    for pod in groups(overlay[1]):
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert all(volume.get("emptyDir", {"sizeLimit": 1}).get("sizeLimit") for volume in volumes.values())
+        written = {m["mountPath"] for m in pod["containers"][0]["volumeMounts"] if not m.get("readOnly")}
+        assert written == {"/tmp/ray", "/tmp", "/home/ray", "/app/models/cache"}  # noqa: S108 - in the pod
+
+
+def test_the_namespace_refuses_what_is_not_restricted(rendered: dict[str, Path]) -> None:
+    """Pod Security `restricted`, for the namespaces of the local overlay and of EKS."""
+    for file in (rendered["local"], ROOT / "kuberay" / "eks.yaml"):
+        namespaces = [o for o in yaml.safe_load_all(file.read_text()) if o["kind"] == "Namespace"]
+        (ours,) = (o["metadata"] for o in namespaces if o["metadata"]["name"] == "recognition")
+        assert ours["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
 def test_what_began_is_answered_before_its_pod_or_cluster_goes(overlay: tuple[str, Objects]) -> None:
@@ -118,14 +141,17 @@ def test_what_began_is_answered_before_its_pod_or_cluster_goes(overlay: tuple[st
     longest = content["applications"][0]["args"]["timeout_s"]
     assert deployment["graceful_shutdown_timeout_s"] > longest
     _, workers = groups(objects)
-    stop = int(workers["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
+    command = workers["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert command[:2] == ["haproxy-keeper", "drain"]
+    stop = 2 * int(command[2])
     assert workers["terminationGracePeriodSeconds"] > stop + 30 + longest
     delay = of(objects, "RayService")["spec"]["rayClusterDeletionDelaySeconds"]
     leaves = 0
     if name != "local":
         attributes = of(objects, "Ingress")["metadata"]["annotations"]
         leaves = int(attributes["alb.ingress.kubernetes.io/target-group-attributes"].rpartition("=")[2])
-        idle = int(attributes["alb.ingress.kubernetes.io/load-balancer-attributes"].rpartition("=")[2])
+        balancer = attributes["alb.ingress.kubernetes.io/load-balancer-attributes"].split(",")
+        idle = int(dict(each.split("=") for each in balancer)["idle_timeout.timeout_seconds"])
         assert content["http_options"]["keep_alive_timeout_s"] > idle
     assert delay > leaves + longest
 
@@ -187,6 +213,34 @@ def test_what_is_monitored_is_a_port_of_every_pod(overlay: tuple[str, Objects]) 
         assert asked <= {port["name"] for port in pod["containers"][0]["ports"]}
 
 
+def test_rays_dashboard_finds_prometheus_and_grafana(overlay: tuple[str, Objects]) -> None:
+    """Names and ports of the releases in kuberay/addons, from the head only, and no policy drops them."""
+    name, objects = overlay
+    head, workers = (pod["containers"][0] for pod in groups(objects))
+    assert "envFrom" not in workers
+    if name == "local":
+        assert "envFrom" not in head
+        return
+    (source,) = head["envFrom"]
+    (told,) = (
+        o for o in objects if o["metadata"]["name"] == source["configMapRef"]["name"] and o["kind"] == "ConfigMap"
+    )
+    folder = ROOT / "kuberay" / "addons"
+    lines = [line.split() for line in (folder / "charts.txt").read_text().splitlines() if not line.startswith("#")]
+    release, namespace = next(line[:2] for line in lines if line[2] == "kube-prometheus-stack")
+    assert told["data"] == {
+        "RAY_PROMETHEUS_HOST": f"http://{release}-kube-prometheus-prometheus.{namespace}:9090",
+        "RAY_GRAFANA_HOST": f"http://{release}-grafana.{namespace}",
+        "RAY_GRAFANA_IFRAME_HOST": "http://127.0.0.1:3000",
+    }
+    (policy,) = (o["spec"] for o in objects if o["kind"] == "NetworkPolicy" and o["metadata"] == told["metadata"])
+    assert policy["podSelector"]["matchLabels"]["ray.io/node-type"] == "head"
+    ((rule,),) = (policy["egress"],)
+    assert rule["to"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}]
+    assert {port["port"] for port in rule["ports"]} == {9090, 3000, 80}
+    assert addon(release)["grafana"]["grafana.ini"]["security"]["allow_embedding"], "the panels are frames"
+
+
 def test_the_canary_component(tmp_path: Path) -> None:
     """No overlay has it: it is rendered on top of the production overlay, as its reader would."""
     manifests.write()
@@ -209,6 +263,30 @@ def test_add_ons_are_pinned_and_their_values_are_beside_them() -> None:
     assert {f"{release}.yaml" for release, *_ in lines} == {path.name for path in folder.glob("*.yaml")}
     for release, *_ in lines:
         assert isinstance(yaml.safe_load((folder / f"{release}.yaml").read_text()), dict)
+
+
+def addon(release: str) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load((ROOT / "kuberay" / "addons" / f"{release}.yaml").read_text())
+    return values
+
+
+def test_the_operator_is_not_throttled() -> None:
+    """Helm merges its chart's limit of 100m into ours; only null removes it."""
+    limits = addon("kuberay-operator")["resources"]["limits"]
+    assert "cpu" in limits
+    assert limits["cpu"] is None
+
+
+def test_every_receiver_reads_its_address_from_a_mounted_secret() -> None:
+    alertmanager = addon("monitoring")["alertmanager"]
+    (secret,) = alertmanager["alertmanagerSpec"]["secrets"]
+    config = alertmanager["config"]
+    receivers = {one.pop("name"): one for one in config["receivers"]}
+    routes = [config["route"], *config["route"]["routes"]]
+    assert {route["receiver"] for route in routes} == set(receivers) == {"null", "page", "ticket"}
+    assert receivers.pop("null") == {}
+    for name, receiver in receivers.items():
+        assert receiver["slack_configs"][0]["api_url_file"] == f"/etc/alertmanager/secrets/{secret}/{name}"
 
 
 def test_what_auto_mode_leaves_to_its_user_is_valid() -> None:

@@ -18,17 +18,21 @@ import yaml
 from tests.conftest import ROOT, script
 
 SCRIPT = ROOT / ".github" / "deploy.py"
-OLD, NEW = "image: recognition@sha256:old", "image: recognition@sha256:new"
-# It says what the files beside it say; after an upgrade, that is after `apply`, it counts one generation more.
+NOW = 3  # workers
+OLD, NEW = "recognition@sha256:old", "recognition@sha256:new"
+# It says what the files beside it say, and keeps what is applied: `new` or, with the old image, `back`.
 FAKE = """#!/bin/sh
 cd {folder}
 echo "$*" >>log
 case "$*" in
   *"get --filename"*) cat there;;
-  *view-last-applied*) echo "{old}";;
-  *"apply --filename -") cat >back; echo applied;;
-  *"apply --filename"*) test ! -e broken || exit 1; echo applied; test ! -e pages_after || mv pages_after rules;;
+  *"view-last-applied rayservice"*) cat old.yaml;;
+  *view-last-applied*) echo "kind: ServiceAccount";;
+  *"apply --filename -") cat >given; echo applied
+    if grep -q sha256:old given; then mv given back; exit; fi
+    test ! -e broken || exit 1; mv given new; test ! -e pages_after || mv pages_after rules;;
   *"get rayservice recognition"*) cat service;;
+  *"get raycluster recognition-1"*) echo '{{"status": {{"desiredWorkerReplicas": {now}}}}}';;
   *"get raycluster"*) cat clusters;;
   *"get --raw"*) test ! -e silent && cat rules;;
 esac
@@ -47,24 +51,27 @@ def rules(**firing: bool) -> str:
 
 def service(generation: int = 2, ready: str = "True", upgrading: str = "False") -> str:
     conditions = [{"type": "Ready", "status": ready}, {"type": "UpgradeInProgress", "status": upgrading}]
-    status = {"observedGeneration": 2, "conditions": conditions}
+    active = {"rayClusterName": "recognition-1"}
+    status = {"observedGeneration": 2, "conditions": conditions, "activeServiceStatus": active}
     return json.dumps({"metadata": {"generation": generation}, "status": status})
 
 
 class Cluster:
     """A folder with what kubectl answers."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, production: str) -> None:
         self.folder = folder
         self.manifests = folder / "new.yaml"
-        self.say("new.yaml", NEW)
+        self.say("new.yaml", production.replace("image-recognition:0.1.0", NEW))
+        old = next(o for o in yaml.safe_load_all(production) if o["kind"] == "RayService")
+        self.say("old.yaml", yaml.safe_dump(old).replace("image-recognition:0.1.0", OLD))
         self.say("there", "rayservice.ray.io/recognition\nserviceaccount/recognition\n")
         self.say("service", service())
         self.say("clusters", "raycluster.ray.io/recognition-1\n")
         self.say("rules", rules(AvailabilityBurnsFast=False))
         (folder / "bin").mkdir()
         kubectl = folder / "bin" / "kubectl"
-        kubectl.write_text(FAKE.format(folder=folder, old=OLD))
+        kubectl.write_text(FAKE.format(folder=folder, now=NOW))
         kubectl.chmod(0o755)
 
     def say(self, file: str, text: str) -> None:
@@ -79,11 +86,16 @@ class Cluster:
         back = self.folder / "back"
         return back.read_text() if back.exists() else ""
 
+    @property
+    def applied(self) -> str:
+        return (self.folder / "new").read_text()
+
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rendered: dict[str, Path]) -> Cluster:
+    monkeypatch.setenv("API_KEY", "of-the-drill")  # production asks for one
     monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
-    return Cluster(tmp_path)
+    return Cluster(tmp_path, rendered["production"].read_text())
 
 
 @pytest.fixture
@@ -92,13 +104,14 @@ def deploy(monkeypatch: pytest.MonkeyPatch) -> Any:
     module = script(SCRIPT)
     for name, seconds in (("SETTLE_S", 0.5), ("WATCH_S", 0.5), ("EVERY_S", 0.05)):
         monkeypatch.setattr(module, name, seconds)
-    monkeypatch.setattr(module, "drill", lambda manifests, _url: module.apply(manifests))
+    monkeypatch.setattr(module, "drill", lambda manifests, _url: module.apply(manifests.read_text()))
     return module
 
 
 def test_a_good_release_stays(cluster: Cluster, deploy: Any) -> None:
     deploy.main(cluster.manifests, "http://staging")
-    assert f"--namespace recognition apply --filename {cluster.manifests}" in cluster.told
+    assert "--namespace recognition apply --filename -" in cluster.told
+    assert NEW in cluster.applied
     assert not cluster.put_back
 
 
@@ -106,7 +119,10 @@ def test_what_was_applied_before_is_put_back_when_a_page_fires(cluster: Cluster,
     cluster.say("pages_after", rules(AvailabilityBurnsFast=True, NoReplica=False))
     with pytest.raises(InterruptedError, match=r"AvailabilityBurnsFast$"):
         deploy.main(cluster.manifests, "http://staging")
-    assert cluster.put_back.split("\n---\n") == [OLD, f"{OLD}\n"], "every object that was there"
+    assert OLD in cluster.put_back
+    kinds = [one["kind"] for one in yaml.safe_load_all(cluster.put_back)]
+    assert kinds == ["RayService", "ServiceAccount"], "every object that was there"
+    assert size(cluster.put_back) == (NOW, 4 * NOW), "the way back is as large as the load"
 
 
 def test_what_was_applied_before_is_put_back_when_the_upgrade_fails(cluster: Cluster, deploy: Any) -> None:
@@ -114,6 +130,44 @@ def test_what_was_applied_before_is_put_back_when_the_upgrade_fails(cluster: Clu
     with pytest.raises(subprocess.CalledProcessError):
         deploy.main(cluster.manifests, "http://staging")
     assert OLD in cluster.put_back
+
+
+def size(manifests: str) -> tuple[int, int]:
+    """The workers and the replicas that the new cluster starts with."""
+    spec = next(o for o in yaml.safe_load_all(manifests) if o["kind"] == "RayService")["spec"]
+    (ingress,) = yaml.safe_load(spec["serveConfigV2"])["applications"][0]["deployments"]
+    (group,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+    return group["replicas"], ingress["autoscaling_config"]["initial_replicas"]
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        pytest.param(NOW, (NOW, 4 * NOW), id="four replicas to a GPU"),
+        pytest.param(1, (2, 8), id="not fewer than the smallest size"),
+        pytest.param(9, (5, 16), id="not more than the largest"),
+    ],
+)
+def test_the_new_cluster_is_as_large_as_the_old_one(
+    cluster: Cluster, deploy: Any, now: int, expected: tuple[int, int]
+) -> None:
+    manifests = cluster.manifests.read_text()
+    assert size(deploy.carried(manifests, now)) == expected
+    assert deploy.carried(deploy.carried(manifests, 5), now) == deploy.carried(manifests, now), "again and again"
+
+
+def test_a_service_without_an_autoscaler_gets_its_workers(deploy: Any, rendered: dict[str, Path]) -> None:
+    staging = rendered["staging"].read_text()
+    objects = [list(yaml.safe_load_all(text)) for text in (staging, deploy.carried(staging, 2))]
+    for service in (next(o for o in one if o["kind"] == "RayService")["spec"] for one in objects):
+        service["serveConfigV2"] = yaml.safe_load(service["serveConfigV2"])
+    assert objects[0] == objects[1], "nothing else is changed"
+
+
+def test_by_hand_it_is_printed(cluster: Cluster) -> None:
+    command = [sys.executable, str(SCRIPT), str(cluster.manifests), "--carry"]
+    assert size(subprocess.run(command, capture_output=True, text=True, check=True).stdout) == (NOW, 4 * NOW)
+    assert "apply" not in cluster.told
 
 
 @pytest.mark.parametrize(
@@ -129,13 +183,22 @@ def test_what_was_applied_before_is_put_back_when_the_upgrade_fails(cluster: Clu
 def test_an_upgrade_is_waited_for_and_given_up(cluster: Cluster, deploy: Any, file: str, text: str) -> None:
     cluster.say(file, text)
     with pytest.raises(TimeoutError, match="not settled on one cluster"):
-        deploy.apply(cluster.manifests)
+        deploy.apply(cluster.manifests.read_text())
     assert "get rayservice,raycluster,pods" in cluster.told, "what there is instead"
 
 
 def test_nothing_is_touched_while_a_page_fires(cluster: Cluster, deploy: Any) -> None:
     cluster.say("rules", rules(LatencyBurnsFast=True))
     with pytest.raises(SystemExit, match="nothing was changed, firing alerts: LatencyBurnsFast"):
+        deploy.main(cluster.manifests, "http://staging")
+    assert "apply" not in cluster.told
+
+
+def test_nothing_is_touched_without_the_key_that_the_service_asks_for(
+    cluster: Cluster, deploy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("API_KEY", "")  # as GitHub sets a secret that does not exist
+    with pytest.raises(SystemExit, match="nothing was changed: the service asks for a key"):
         deploy.main(cluster.manifests, "http://staging")
     assert "apply" not in cluster.told
 
@@ -205,7 +268,7 @@ def test_the_upgrade_is_drilled(cluster: Cluster, server: str) -> None:
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert not ended.returncode, ended.stdout + ended.stderr
     assert "lost, late, wrong or of unknown weights: 0" in ended.stdout
-    assert f"apply --filename {cluster.manifests}" in cluster.told
+    assert NEW in cluster.applied
     cluster.say("broken", "")
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ended.returncode, "an upgrade that fails fails the drill"

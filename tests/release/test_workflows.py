@@ -45,6 +45,7 @@ echo "$(basename "$0") $*" >>"$LOG"
 case "$(basename "$0") $*" in
   "aws ecr get-login-password") echo password;;
   "docker login"*) cat >>"$LOG";;
+  "skopeo inspect"*) exit 1;;
   "docker inspect"*) printf '%s\\n' "other.example/recognition@sha256:0" "REGISTRY/recognition@DIGEST";;
 esac
 """.replace("REGISTRY", REGISTRY).replace("DIGEST", DIGEST)
@@ -138,22 +139,35 @@ def test_jobs_have_few_rights_and_little_time() -> None:
 def test_nobody_but_releases_and_weights_may_ask_for_a_role() -> None:
     asking = {name for name, job in jobs() if "id-token" in job["permissions"]}
     assert {name.split(".")[0] for name in asking} == {"release", "weights"}
-    for name in asking:
-        assert "environment" not in dict(jobs())[name], "the token's subject would not be the branch or tag"
+
+
+def test_a_role_trusts_the_environments_of_the_jobs_that_ask_for_it() -> None:
+    trusted = {}
+    for name in ("staging", "production"):
+        variables = (ROOT / "terraform" / f"{name}.tfvars").read_text()
+        (found,) = re.findall(r"^github_environments = (\[.*?\])", variables, re.MULTILINE)
+        trusted[name] = set(json.loads(found))
+    asked: dict[str, set[str]] = {"staging": set(), "production": set()}
+    for name, job in jobs():
+        for role in re.findall(r"vars\.(\w+)_ROLE", json.dumps(job)) if name != "weights.weights" else []:
+            asked[role.lower()].add(job["environment"])
+    assert asked == trusted
 
 
 def test_production_waits_for_a_person() -> None:
-    needs = {name: job.get("needs", []) for name, job in jobs()}
-    assert dict(jobs())["release.approval"]["environment"] == "production"
-    assert "staging" in needs["release.approval"]
-    assert "approval" in needs["release.promote"]
-    assert "promote" in needs["release.production"]
-    assert "approval" in needs["weights.weights"]
+    """Whoever approves is in GitHub's settings: here, that nothing reaches production's role beside that."""
+    asking = {name: job["environment"] for name, job in jobs() if "PRODUCTION_ROLE" in json.dumps(job)}
+    assert asking == {"release.production": "production", "weights.weights": "${{ inputs.environment }}"}
+    (role,) = (s["with"]["role"] for s in steps("weights.weights") if "role" in s.get("with", {}))
+    assert role == "${{ inputs.environment == 'production' && vars.PRODUCTION_ROLE || vars.STAGING_ROLE }}"
+    assert "staging" in dict(jobs())["release.production"]["needs"]
 
 
-def test_no_secret_but_the_keys_of_the_service() -> None:
+def test_no_secret_but_the_key_of_the_environment_that_is_deployed_to() -> None:
     text = "".join(file.read_text() for file in [*FILES, ACTION])
-    assert set(re.findall(r"secrets\.(\w+)", text)) == {"STAGING_API_KEY", "PRODUCTION_API_KEY"}
+    assert set(re.findall(r"secrets\.(\w+)", text)) == {"API_KEY"}
+    sending = {name: job["environment"] for name, job in jobs() if "secrets.API_KEY" in json.dumps(job)}
+    assert sending == {"release.staging": "staging", "release.production": "production"}
     for name in re.findall(r"(?:vars|secrets)\.(\w+)", text):
         assert f"`{name}`" in (ROOT / "CONTRIBUTING.md").read_text(), name
 
@@ -191,9 +205,9 @@ def test_the_names_are_terraforms(folder: Path) -> None:
 def test_what_a_release_tells_the_clouds(folder: Path) -> None:
     told: dict[str, list[str]] = {}
     output = ""
-    for job in ("image", "sign", "promote"):
+    for job in ("image", "sign", "production"):
         for step in steps(f"release.{job}"):
-            if re.search(r"\b(aws|docker|cosign|skopeo)\b", step.get("run", "")):
+            if re.search(r"\b(aws ecr|docker|cosign|skopeo)\b", step.get("run", "")):
                 output += perform(step, folder)
         told[job] = (folder / "log").read_text().splitlines()
         (folder / "log").unlink()
@@ -210,12 +224,22 @@ def test_what_a_release_tells_the_clouds(folder: Path) -> None:
         f"cosign attest --yes --type cyclonedx --predicate sbom-image.json {here}@{DIGEST}",
     ]
     assert told["sign"][3:] == signed
-    assert told["promote"][-2:] == signed
-    assert told["promote"][-3] == (f"skopeo copy --preserve-digests docker://{there}@{DIGEST} docker://{here}:v1.2.3")
+    assert told["production"][-2:] == signed
+    assert told["production"][-4:-2] == [
+        f"skopeo inspect --raw docker://{here}@{DIGEST}",
+        f"skopeo copy --preserve-digests docker://{there}@{DIGEST} docker://{here}:v1.2.3",
+    ]
     identity = "https://github.com/o/r/.github/workflows/release.yml@refs/tags/v1.2.3"
-    (verified,) = (line for line in told["promote"] if line.startswith("cosign verify"))
+    (verified,) = (line for line in told["production"] if line.startswith("cosign verify"))
     assert verified.startswith(f"cosign verify {there}@{DIGEST} ")
     assert verified.endswith(f"--certificate-identity {identity}")
+
+
+def test_a_release_that_runs_again_does_not_push_its_tag_again(folder: Path) -> None:
+    program(folder / "bin" / "skopeo", FAKE.replace('"skopeo inspect"*) exit 1;;', ""))
+    (step,) = (step for step in steps("release.production") if step.get("name", "").startswith("Copy"))
+    perform(step, folder)
+    assert "skopeo copy" not in (folder / "log").read_text()
 
 
 def test_what_is_published(folder: Path) -> None:

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
-import shutil
+import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from loadtests.service import config, free_port, running
 from tests.conftest import ROOT
-from tests.terraform.applied import IMAGE, VARIABLES, Root, applied, initialised
+from tests.terraform.applied import DOMAIN, IMAGE, VARIABLES, Root, initialised
 from tests.terraform.iam import matches
 
 ALLOWED = "arn:aws:iam::123456789012:role/recognition-staging-service"
 PIPELINE = "arn:aws:iam::123456789012:role/recognition-staging-pipeline"
 FOREIGN = "arn:aws:iam::123456789012:role/somebody-else"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def installed() -> None:
-    if not shutil.which("terraform"):
-        pytest.skip("no terraform")
-
-
-@pytest.fixture(scope="module")
-def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Root]:
-    with applied(tmp_path_factory.mktemp("terraform")) as root:
-        yield root
 
 
 def test_terraforms_own_tests(tmp_path: Path) -> None:
@@ -48,6 +38,12 @@ def test_a_second_plan_changes_nothing(account: Root) -> None:
     account("plan", *VARIABLES, *account.targets, "-detailed-exitcode", "-input=false")
 
 
+def made(account: Root, what: str) -> dict[str, Any]:
+    """The bucket for weights or for access-logs."""
+    (found,) = (one for one in account.made["aws_s3_bucket"] if f"-{what}-" in one["bucket"])
+    return found
+
+
 @pytest.mark.parametrize(
     ("who", "action", "denied"),
     [
@@ -61,7 +57,7 @@ def test_a_second_plan_changes_nothing(account: Root) -> None:
     ],
 )
 def test_who_the_bucket_denies(account: Root, who: str, action: str, denied: bool) -> None:
-    (bucket,) = account.made["aws_s3_bucket"]
+    bucket = made(account, "weights")
     policy = json.loads(account.client("s3").get_bucket_policy(Bucket=bucket["bucket"])["Policy"])
     context = {"aws:PrincipalArn": who, "aws:SecureTransport": "true"}
     assert matches(policy, "Deny", action, f"{bucket['arn']}/a.pt", context) is denied
@@ -71,9 +67,9 @@ def test_who_the_bucket_denies(account: Root, who: str, action: str, denied: boo
 @pytest.fixture(scope="module")
 def bucket(account: Root) -> str:
     """Its name; without its policy from now on, since moto obeys `Deny` without looking at the condition."""
-    (made,) = account.made["aws_s3_bucket"]
-    account.client("s3").delete_bucket_policy(Bucket=made["bucket"])
-    return str(made["bucket"])
+    name = str(made(account, "weights")["bucket"])
+    account.client("s3").delete_bucket_policy(Bucket=name)
+    return name
 
 
 def test_the_bucket_keeps_encrypts_and_hides(account: Root, bucket: str) -> None:
@@ -87,6 +83,24 @@ def test_the_bucket_keeps_encrypts_and_hides(account: Root, bucket: str) -> None
     assert client.get_object(Bucket=name, Key="a.pt", VersionId=first)["Body"].read() == b"one"
 
 
+def test_load_balancers_of_this_account_write_the_access_logs(account: Root) -> None:
+    """Into the bucket that the overlays name, encrypted as load balancers can: with S3's own keys."""
+    bucket, s3 = made(account, "access-logs"), account.client("s3")
+    for overlay in ("staging", "production"):
+        patch = (ROOT / "kuberay" / "overlays" / overlay / "account.yaml").read_text()
+        name = (ROOT / "terraform" / f"{overlay}.tfvars").read_text().split('"')[1]
+        assert re.search(rf"access_logs\.s3\.bucket={name}-access-logs-\d{{12}}$", patch, re.MULTILINE)
+    assert bucket["bucket"] == "recognition-staging-access-logs-123456789012"
+    assert account("output", "-raw", "access_logs") == bucket["bucket"]
+    (rule,) = s3.get_bucket_encryption(Bucket=bucket["bucket"])["ServerSideEncryptionConfiguration"]["Rules"]
+    assert rule["ApplyServerSideEncryptionByDefault"] == {"SSEAlgorithm": "AES256"}
+    assert all(s3.get_public_access_block(Bucket=bucket["bucket"])["PublicAccessBlockConfiguration"].values())
+    policy = json.loads(s3.get_bucket_policy(Bucket=bucket["bucket"])["Policy"])
+    (allowed,) = (one for one in policy["Statement"] if one["Effect"] == "Allow")
+    assert allowed["Principal"] == {"Service": "logdelivery.elasticloadbalancing.amazonaws.com"}
+    assert (allowed["Action"], allowed["Resource"]) == ("s3:PutObject", f"{bucket['arn']}/AWSLogs/123456789012/*")
+
+
 @pytest.mark.parametrize(
     ("role", "action", "allowed"),
     [
@@ -98,30 +112,57 @@ def test_the_bucket_keeps_encrypts_and_hides(account: Root, bucket: str) -> None
     ],
 )
 def test_what_the_roles_allow(account: Root, role: str, action: str, allowed: bool) -> None:
-    iam, (bucket,) = account.client("iam"), account.made["aws_s3_bucket"]
-    name = f"recognition-staging-{role}"
-    documents = [
-        iam.get_role_policy(RoleName=name, PolicyName=policy)["PolicyDocument"]
-        for policy in iam.list_role_policies(RoleName=name)["PolicyNames"]
-    ]
-    assert any(matches(d, "Allow", action, f"{bucket['arn']}/a.pt", {}) for d in documents) is allowed
+    assert account.allows(role, action, f"{made(account, 'weights')['arn']}/a.pt") is allowed
+
+
+def trusts(policy: dict[str, Any], subject: str, ref: str = "refs/tags/v1.0.0") -> bool:
+    host = "token.actions.githubusercontent.com"
+    context = {f"{host}:aud": "sts.amazonaws.com", f"{host}:sub": subject, f"{host}:ref": ref}
+    return matches(policy, "Allow", "sts:AssumeRoleWithWebIdentity", "", context)
 
 
 @pytest.mark.parametrize(
-    ("subject", "trusted"),
+    ("subject", "ref", "trusted"),
     [
-        ("repo:example/image-recognition:ref:refs/heads/main", True),
-        ("repo:example/image-recognition:ref:refs/tags/v1.0.0", True),
-        ("repo:example/image-recognition:pull_request", False),
-        ("repo:example/image-recognition:ref:refs/heads/other", False),
-        ("repo:example/other:ref:refs/heads/main", False),
+        ("repo:example@1234567/image-recognition@7654321:environment:staging", "refs/tags/v1.0.0", True),
+        ("repo:example@1234567/image-recognition@7654321:environment:production", "refs/tags/v1.0.0", True),
+        ("repo:example@1234567/image-recognition@7654321:environment:staging", "refs/heads/main", True),
+        ("repo:example@1234567/image-recognition@7654321:environment:staging", "refs/heads/other", False),
+        ("repo:example@1234567/image-recognition@7654321:environment:other", "refs/tags/v1.0.0", False),
+        ("repo:example@1234567/image-recognition@7654321:ref:refs/tags/v1.0.0", "refs/tags/v1.0.0", False),
+        ("repo:example@1234567/image-recognition@7654321:pull_request", "refs/pull/1/merge", False),
+        ("repo:example@1234567/other@7654322:environment:staging", "refs/tags/v1.0.0", False),
+        ("repo:example@7654322/image-recognition@7654323:environment:staging", "refs/tags/v1.0.0", False),
+        ("repo:example/image-recognition:environment:staging", "refs/tags/v1.0.0", False),
     ],
 )
-def test_whom_the_pipeline_trusts(account: Root, subject: str, trusted: bool) -> None:
-    trust = account.client("iam").get_role(RoleName="recognition-staging-pipeline")["Role"]["AssumeRolePolicyDocument"]
-    host = "token.actions.githubusercontent.com"
-    context = {f"{host}:aud": "sts.amazonaws.com", f"{host}:sub": subject}
-    assert matches(trust, "Allow", "sts:AssumeRoleWithWebIdentity", "", context) is trusted
+def test_whom_the_pipeline_trusts(account: Root, subject: str, ref: str, trusted: bool) -> None:
+    role = account.client("iam").get_role(RoleName="recognition-staging-pipeline")["Role"]
+    assert trusts(role["AssumeRolePolicyDocument"], subject, ref) is trusted
+
+
+def planned_trust(account: Root, *changed: str) -> dict[str, Any]:
+    """The pipeline's trust policy as an `apply` with these variables would change it."""
+    changes = account.planned(*changed, "-target=aws_iam_role.pipeline")["resource_changes"]
+    (after,) = (c["change"]["after"] for c in changes if c["address"] == "aws_iam_role.pipeline")
+    policy: dict[str, Any] = json.loads(after["assume_role_policy"])
+    return policy
+
+
+def test_an_older_repository_is_trusted_by_its_names(account: Root) -> None:
+    trust = planned_trust(account, "-var=github_repository=example/image-recognition")
+    assert trusts(trust, "repo:example/image-recognition:environment:staging")
+    assert not trusts(trust, "repo:example/image-recognition:ref:refs/tags/v1.0.0")
+
+
+def test_production_trusts_what_a_person_approved(account: Root) -> None:
+    """With production's environments: the tag alone, or staging's environment, is not enough."""
+    (environments,) = re.findall(r"github_environments = (.*)", (ROOT / "terraform/production.tfvars").read_text())
+    trust = planned_trust(account, f"-var=github_environments={environments}")
+    repository = "repo:example@1234567/image-recognition@7654321"
+    assert trusts(trust, f"{repository}:environment:production")
+    assert not trusts(trust, f"{repository}:environment:staging")
+    assert not trusts(trust, f"{repository}:ref:refs/tags/v1.0.0")
 
 
 def test_private_subnets_leave_by_nat_and_public_ones_by_the_gateway(account: Root) -> None:
@@ -161,14 +202,56 @@ def test_the_firewall_counts_large_bodies_and_blocks_the_rest(account: Root) -> 
     assert limit["Action"]["Block"]["CustomResponse"]["ResponseCode"] == 429
 
 
+def test_the_firewall_logs_what_it_blocks_and_no_key(account: Root) -> None:
+    (logging,) = account.made["aws_wafv2_web_acl_logging_configuration"]
+    assert {one["single_header"][0]["name"] for one in logging["redacted_fields"]} == {"authorization", "x-api-key"}
+    (chosen,) = logging["logging_filter"]
+    (kept,) = chosen["filter"]
+    actions = [condition["action_condition"][0]["action"] for condition in kept["condition"]]
+    assert (chosen["default_behavior"], kept["behavior"], actions) == ("DROP", "KEEP", ["BLOCK"])
+
+
 def test_tags_of_images_do_not_move(account: Root) -> None:
     (repository,) = account.client("ecr").describe_repositories()["repositories"]
     assert repository["imageTagMutability"] == "IMMUTABLE"
     assert repository["imageScanningConfiguration"]["scanOnPush"]
 
 
+def test_no_rule_of_the_registry_deletes_a_signature(account: Root) -> None:
+    """Signatures have no tag, or, made by an older cosign, one that begins with the image's digest."""
+    policy = account.client("ecr").get_lifecycle_policy(repositoryName="recognition-staging")["lifecyclePolicyText"]
+    for rule in json.loads(policy)["rules"]:
+        assert rule["selection"]["tagStatus"] == "tagged"
+        assert not any(fnmatch.fnmatch(f"sha256-{'a' * 64}.sig", tag) for tag in rule["selection"]["tagPatternList"])
+        assert any(fnmatch.fnmatch("v1.0.0", tag) for tag in rule["selection"]["tagPatternList"]), "a release's tag"
+        for overlay in ("staging", "production"):  # nor the copy of Fluent Bit, without which no pod starts
+            content = yaml.safe_load((ROOT / "kuberay" / "overlays" / overlay / "kustomization.yaml").read_text())
+            tag = next(image["newTag"] for image in content["images"] if image["name"] == "fluent-bit")
+            assert not any(fnmatch.fnmatch(tag, pattern) for pattern in rule["selection"]["tagPatternList"])
+
+
+def test_images_and_credentials_do_not_need_the_nat_gateway(account: Root) -> None:
+    endpoints = account.client("ec2").describe_vpc_endpoints()["VpcEndpoints"]
+    names = {e["ServiceName"].removeprefix("com.amazonaws.eu-central-1.") for e in endpoints}
+    assert names == {"s3", "ecr.api", "ecr.dkr", "eks-auth"}
+
+
+def test_the_name_has_a_certificate_and_leads_to_the_load_balancer(account: Root) -> None:
+    """The address is only known after the first `apply`; here it is in VARIABLES."""
+    (certificate,) = account.made["aws_acm_certificate"]
+    made = account.client("acm").describe_certificate(CertificateArn=certificate["arn"])["Certificate"]
+    assert (made["DomainName"], made["Status"]) == ("recognition-staging.example.com", "ISSUED")
+    assert json.loads(account("output", "-json"))["certificate"]["value"] == certificate["arn"]
+    (zone,) = account.client("route53").list_hosted_zones()["HostedZones"]
+    records = account.client("route53").list_resource_record_sets(HostedZoneId=zone["Id"])["ResourceRecordSets"]
+    found = {r["Name"]: r["AliasTarget"]["DNSName"] for r in records if "AliasTarget" in r}
+    assert found == {"recognition-staging.example.com.": DOMAIN["load_balancer"]}
+
+
 def test_alarms_watch_what_sagemaker_answers(account: Root) -> None:
-    alarms = account.client("cloudwatch").describe_alarms()["MetricAlarms"]
+    alarms = account.client("cloudwatch").describe_alarms(AlarmNamePrefix="recognition-staging-sagemaker")[
+        "MetricAlarms"
+    ]
     assert {a["MetricName"] for a in alarms} == {"Invocation5XXErrors", "ModelLatency"}
     watched = [{d["Name"]: d["Value"] for d in a["Dimensions"]} for a in alarms]
     assert watched == [{"EndpointName": "recognition-staging", "VariantName": "all"}] * 2
@@ -197,23 +280,21 @@ def test_the_container_serves_the_buckets_weights_as_sagemaker_starts_it(
     assert len(container["Environment"]["SERVE_CONFIG_DIFFERENCE"]) <= 1024, "SageMaker's limit"
     assert container["Environment"]["NVIDIA_VISIBLE_DEVICES"] == "all"
     difference = json.loads(container["Environment"]["SERVE_CONFIG_DIFFERENCE"])
-    assert difference["http_options"] == {"host": "0.0.0.0", "port": 8080}
+    assert difference.pop("http_options") == {"host": "0.0.0.0", "port": 8080}
     ingress = difference["applications"][0]["deployments"][0]
     assert ingress.pop("ray_actor_options")["num_gpus"] > 0
     ingress |= {"num_replicas": 1}
     difference["applications"][0].setdefault("args", {})["weights"] = published
-    difference["http_options"] = {"port": free_port()}
     monkeypatch.setenv("SERVE_CONFIG_DIFFERENCE", json.dumps(difference))
     monkeypatch.setenv("AWS_ENDPOINT_URL", account.endpoint)
-    with running(config(1)) as service:
-        url = f"http://127.0.0.1:{difference['http_options']['port']}"
+    with running(config(free_port())) as service:
+        url = service.url
         assert httpx.get(f"{url}/ping").status_code == 200
         answer = httpx.post(f"{url}/invocations", content=bus, headers={"Content-Type": "image/jpeg"}, timeout=60)
         assert answer.json()["images"][0]["results"]
         assert httpx.get(f"{url}/v1/models", timeout=60).json()["models"][0]["uri"] == published
         too_long = httpx.post(f"{url}/invocations", content=b"x" * 6_291_457, headers={"Content-Type": "image/jpeg"})
         assert too_long.status_code == 413
-        assert any(f":{difference['http_options']['port']}" in line for line in service.lines)
 
 
 def test_all_of_it_can_be_destroyed(account: Root, bucket: str) -> None:

@@ -18,23 +18,27 @@ def found(*rows: tuple[float, float, float, float, float, int]) -> Detections:
 
 
 @pytest.mark.parametrize(
-    ("anchors", "conf", "classes", "expected"),
+    ("anchors", "conf", "expected"),
     [
-        pytest.param([], 0.1, None, [], id="no anchors"),
-        pytest.param([(5, 5, 2, 4, 0.5, 0)], 0.5, None, [(4, 3, 6, 7, 0.5, 0)], id="the threshold itself passes"),
-        pytest.param([(5, 5, 2, 4, 0.5, 0)], 0.51, None, [], id="just below does not"),
+        pytest.param([], 0.1, [], id="no anchors"),
+        pytest.param([(5, 5, 2, 4, 0.5, 0)], 0.5, [(4, 3, 6, 7, 0.5, 0)], id="the threshold itself passes"),
+        pytest.param([(5, 5, 2, 4, 0.5, 0)], 0.51, [], id="just below does not"),
         pytest.param(
             [(5, 5, 2, 2, 0.6, 1), (9, 9, 2, 2, 0.9, 0)],
             0.1,
-            None,
             [(8, 8, 10, 10, 0.9, 0), (4, 4, 6, 6, 0.6, 1)],
             id="best anchor first",
         ),
-        pytest.param([(5, 5, 2, 2, 0.6, 1)], 0.1, frozenset({0}), [], id="a class is filtered"),
+        pytest.param(
+            [(5, 5, 2, 2, 0.6, 1), (9, 9, 2, 2, 0.6, 0)],
+            np.array([0.6, 0.7], np.float32),
+            [(8, 8, 10, 10, 0.6, 0)],
+            id="a threshold for each class",
+        ),
     ],
 )
-def test_candidates(anchors: list, conf: float, classes: frozenset[int] | None, expected: list) -> None:
-    got = candidates(head(*anchors), conf, classes)
+def test_candidates(anchors: list, conf: float, expected: list) -> None:
+    got = candidates(head(*anchors), conf)
     want = found(*expected)
     np.testing.assert_allclose(got.xyxy, want.xyxy)
     np.testing.assert_allclose(got.confidence, want.confidence)
@@ -58,6 +62,18 @@ A, HALF, APART = (0, 0, 10, 10), (0, 0, 10, 5), (20, 20, 30, 30)  # IoU of A and
 )
 def test_non_max_suppression(rows: list, iou: float, max_det: int, kept: list[float]) -> None:
     assert non_max_suppression(found(*rows), iou, max_det).confidence.tolist() == pytest.approx(kept)
+
+
+@pytest.mark.parametrize(
+    ("rows", "kept"),
+    [
+        pytest.param([(*A, 0.9, 0), (*A, 0.8, 1)], [0.9], id="another class in the same place"),
+        pytest.param([(*A, 0.9, 2), (*HALF, 0.8, 1), (*A, 0.7, 0)], [0.9, 0.8], id="as much overlap as allowed"),
+        pytest.param([(*A, 0.9, 0), (*APART, 0.8, 1)], [0.9, 0.8], id="apart"),
+    ],
+)
+def test_agnostic_non_max_suppression(rows: list, kept: list[float]) -> None:
+    assert non_max_suppression(found(*rows), 0.5, 300, agnostic=True).confidence.tolist() == pytest.approx(kept)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from serve_app.errors import WeightsError
 from serve_app.settings import Precision
 from serve_app.vision import boxes, image
 from serve_app.vision.engines import int8, openvino
-from serve_app.vision.engines.checkpoint import DetectionModel, names_of, read_checkpoint
+from serve_app.vision.engines.checkpoint import names_of, read_checkpoint
+from serve_app.vision.engines.engine import on_squares
+from serve_app.vision.engines.layers import DetectionModel
 from serve_app.vision.engines.openvino import OpenVinoEngine, graph
 from serve_app.vision.engines.pytorch import TorchEngine
 from serve_app.weights import golden_set, identity
@@ -53,7 +56,10 @@ def model(path: Path) -> TorchEngine:
 
 
 def squares(*photos: bytes) -> np.ndarray:
-    return np.stack([image.letterbox(image.decode(p, 10**7), 640)[0] for p in photos])
+    made = np.empty((len(photos), 640, 640, 3), np.uint8)
+    for square, photo in zip(made, photos, strict=True):
+        image.centre(square, image.letterbox(image.decode(photo, 10**7), 640)[0])
+    return made
 
 
 @pytest.mark.parametrize("attack", [Attack, Call])
@@ -120,7 +126,7 @@ def test_boxes_agree_with_ultralytics_forward_and_nms(
         raw = read_checkpoint(path)(tensor)
     expected = ultralytics_nms(raw, conf, threshold, max_det=300, max_time_img=60)
     for head, want in zip(model(batch), expected, strict=True):
-        got = boxes.non_max_suppression(boxes.candidates(head, conf, None), threshold, 300)
+        got = boxes.non_max_suppression(boxes.candidates(head, conf), threshold, 300)
         assert len(got) == len(want) > 0
         # Equal confidences may come in any order, so each box looks for its partner.
         for box, score, k in zip(got.xyxy, got.confidence, got.class_id, strict=True):
@@ -134,7 +140,7 @@ def openvino_engine(request: pytest.FixtureRequest, path: Path) -> OpenVinoEngin
 
 
 def compiled(network: DetectionModel, precision: Precision) -> OpenVinoEngine:
-    return OpenVinoEngine(graph(network, 640), names_of(network), precision)
+    return OpenVinoEngine(graph(network), names_of(network), precision)
 
 
 def test_openvino_agrees_with_pytorch(
@@ -148,15 +154,49 @@ def test_openvino_agrees_with_pytorch(
         assert sure.any()
         assert (want[5] == got[5])[sure].all()
         np.testing.assert_allclose(got[4, sure], want[4, sure], atol=1e-3 if exact else 0.08)
-        for one, other in zip(corners(want[:4, sure]), corners(got[:4, sure]), strict=True):
+        for one, other in zip(boxes.corners(want[:4, sure]), boxes.corners(got[:4, sure]), strict=True):
             assert iou(one, other) >= (0.999 if exact else 0.9)
+
+
+SHAPES = [(640, 640), (480, 640), (640, 448), (32, 640), (640, 480), (480, 640)]
+
+
+def test_images_of_any_shapes_share_a_batch_and_change_no_others_answer(
+    model: TorchEngine, openvino_engine: OpenVinoEngine, bus: bytes
+) -> None:
+    photo = image.decode(bus, 10**7)
+    images = [np.ascontiguousarray(np.resize(photo[i:], (*shape, 3))) for i, shape in enumerate(SHAPES)]
+    alone = [openvino_engine([one])[0] for one in images]
+    assert [head.shape for head in alone] == [(6, h * w * 21 // 1024) for h, w in SHAPES]
+    exact = openvino_engine.precision == "float32"
+    for want, got in zip(model(images), alone, strict=True):
+        np.testing.assert_allclose(got[4], want[4], atol=1e-3 if exact else 0.1)
+    with ThreadPoolExecutor(4) as pool:  # batches beside each other, also of one image
+        batches = [images, images[::-1], *([one] for one in images), images[2:]] * 3
+        for batch, heads in zip(batches, pool.map(openvino_engine, batches), strict=True):
+            for one, head in zip(batch, heads, strict=True):
+                place = next(i for i, other in enumerate(images) if other is one)
+                np.testing.assert_allclose(head, alone[place], atol=1e-3 if exact else 1)
+
+
+def test_an_image_in_a_square_has_the_boxes_of_the_image(model: TorchEngine, bus: bytes) -> None:
+    network_input, _ = image.letterbox(image.decode(bus, 10**7), 640)
+    assert network_input.shape == (640, 480, 3)
+    (own,), (squared,) = model([network_input]), on_squares(model, 640)([network_input])
+    (centred,) = model(squares(bus))
+    np.testing.assert_allclose(squared[0], centred[0] - 80, atol=1e-3)
+    np.testing.assert_array_equal(squared[1:], centred[1:])
+    best = own[:, own[4].argmax()]
+    same = squared[:, squared[5] == best[5]].T
+    nearest = min(same, key=lambda column: np.abs(column[:4] - best[:4]).max())
+    np.testing.assert_allclose(nearest, best, atol=16, err_msg="the grey beside it changes little")
 
 
 def test_int8_is_calibrated_once_and_finds_the_same(
     model: TorchEngine, path: Path, tmp_path: Path, bus: bytes, zidane: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is surely there is found, to 0.85 IoU and 0.2 of its score."""
-    plain = graph(read_checkpoint(path), 640)
+    plain = graph(read_checkpoint(path))
     int8.quantised(plain, "hash", 640, tmp_path)
     monkeypatch.setattr(int8, "calibrate", None)
     kept = int8.quantised(plain, "hash", 640, tmp_path)
@@ -179,18 +219,13 @@ def test_int8_without_nncf_says_what_to_install(tmp_path: Path, monkeypatch: pyt
         int8.quantised(None, "hash", 640, tmp_path)
 
 
-def corners(xywh: np.ndarray) -> np.ndarray:
-    centre, half = xywh[:2], xywh[2:] / 2
-    return np.concatenate([centre - half, centre + half]).T
-
-
 @pytest.mark.parametrize("engine", ["torch", "float32", "auto"])
 def test_alone_and_in_a_batch_the_answer_is_the_same(engine: str, path: Path, bus: bytes, zidane: bytes) -> None:
     read = read_checkpoint(path)
     network = TorchEngine(read) if engine == "torch" else compiled(read, engine)
     batch = squares(bus, zidane, bus)
-    alone = np.concatenate([network(one[None]) for one in batch])
-    together = network(batch)
+    alone = np.array([network(one[None])[0] for one in batch])
+    together = np.array(network(batch))
     # Boxes to 0.01 pixels and scores to 0.0001: the sums of a batched convolution may run in another order.
     np.testing.assert_allclose(together[:, 4], alone[:, 4], atol=1e-4)
     sure = alone[:, 4] >= 0.01

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def rotated(orientation: int) -> bytes:
     return encode(Image.fromarray(CORNERS).transpose(turn[orientation]), "JPEG", quality=95, exif=exif)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP", "JPEG", "AVIF", "GIF"])
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP", "JPEG", "AVIF", "GIF", "JPEG2000"])
 def test_every_format_gives_the_same_picture(kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind in ("JPEG", "AVIF") else {}
     decoded = image.decode(encode(Image.fromarray(CORNERS), kind, **options), LIMIT)
@@ -74,12 +75,13 @@ def test_the_first_frame_counts() -> None:
     assert decoded[0, 0].tolist() == [255, 0, 0]
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png_claiming(width: int, height: int) -> bytes:
     """A PNG of less than 100 bytes whose header promises any number of pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
@@ -116,20 +118,65 @@ def test_bad_images_are_refused(data: bytes, error: type[Exception]) -> None:
     ("size", "expected"),
     [
         pytest.param((64, 64), (0, 0, 64, 64), id="a square of the size fits"),
-        pytest.param((128, 64), (0, 16, 64, 32), id="a wide one gets bars above and below"),
-        pytest.param((32, 64), (16, 0, 32, 64), id="a tall one gets bars at the sides"),
-        pytest.param((6400, 1), (0, 31, 64, 1), id="a line keeps one pixel"),
+        pytest.param((128, 64), (0, 0, 64, 32), id="a wide one of half the height needs no bars"),
+        pytest.param((64, 40), (0, 12, 64, 40), id="another gets bars above and below, to a multiple of 32"),
+        pytest.param((66, 128), (15, 0, 33, 64), id="a tall one gets bars at the sides"),
+        pytest.param((6400, 1), (0, 15, 64, 1), id="a line keeps one pixel"),
         pytest.param((1, 1), (0, 0, 64, 64), id="one pixel is enlarged"),
     ],
 )
 def test_letterbox(size: tuple[int, int], expected: tuple[int, int, int, int]) -> None:
     width, height = size
-    square, box = image.letterbox(np.full((height, width, 3), 7, np.uint8), 64)
+    found, box = image.letterbox(np.full((height, width, 3), 7, np.uint8), 64)
     left, top, w, h = expected
-    inside = np.zeros((64, 64), bool)
+    inside = np.zeros((-(-h // 32) * 32, -(-w // 32) * 32), bool)
     inside[top : top + h, left : left + w] = True
-    assert square.shape == (64, 64, 3)
-    assert (square[inside] == 7).all()
-    assert (square[~inside] == image.GREY).all()
+    assert found.shape == (*inside.shape, 3)
+    assert (found[inside] == 7).all()
+    assert (found[~inside] == image.GREY).all()
     assert (box.left, box.top) == (left, top)
     assert (box.width * box.scale_x, box.height * box.scale_y) == pytest.approx((w, h))
+
+
+# Made with libheif's heif-enc from CORNERS; Pillow and pi-heif cannot write HEIC.
+HEIC = {name: (Path(__file__).parent / f"{name}.heic").read_bytes() for name in ("corners", "alpha", "ten_bits")}
+
+
+@pytest.mark.parametrize("name", HEIC)
+def test_heic(name: str) -> None:
+    decoded = image.decode(HEIC[name], LIMIT)
+    assert decoded.shape == (40, 60, 3)
+    assert np.abs(decoded[10, 50].astype(int) - (0, 255, 0)).max() < 12
+    assert np.abs(decoded[30, 30].astype(int) - (0, 0, 0)).max() < 12
+
+
+def test_the_transparent_part_of_a_heic_is_white() -> None:
+    assert image.decode(HEIC["alpha"], LIMIT)[10, 10].tolist() == [255, 255, 255]
+
+
+def test_a_heic_above_the_limit_is_refused() -> None:
+    assert image.decode(HEIC["corners"], 60 * 40).shape == (40, 60, 3)
+    with pytest.raises(errors.ImageTooLarge):
+        image.decode(HEIC["corners"], 60 * 40 - 1)
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A HEIC whose `ispe` box promises another size."""
+    at = HEIC["corners"].index(b"ispe") + 8
+    return HEIC["corners"][:at] + struct.pack(">II", width, height) + HEIC["corners"][at + 8 :]
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        pytest.param(claiming(16, 16), errors.CorruptImage, id="larger than it says"),
+        pytest.param(HEIC["corners"][:-100], errors.CorruptImage, id="cut in the pixels"),
+        pytest.param(HEIC["corners"][:300], errors.CorruptImage, id="cut in the header"),
+        pytest.param(b"\xff\x0a" + bytes(100), errors.UnsupportedFormat, id="JPEG XL"),
+        pytest.param(b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100), errors.UnsupportedFormat, id="JPEG XL in a box"),
+    ],
+)
+def test_bad_heic_and_jpeg_xl_are_refused(data: bytes, error: type[Exception]) -> None:
+    with pytest.raises(error) as refused:
+        image.decode(data, LIMIT)
+    assert ("JPEG XL" in str(refused.value)) == (error is errors.UnsupportedFormat)

@@ -48,6 +48,7 @@ def test_the_service_says_that_it_is_the_bundled_one(bundled: Service) -> None:
     assert model == card | {
         "classes": {str(i): n for i, n in enumerate(ROAD5)},
         "image_size": MANIFEST["image_size"],
+        "trained_size": MANIFEST["image_size"],
         "device": "cpu",
         "uri": str(identity.BUNDLED),
         "previous": None,

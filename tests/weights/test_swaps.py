@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
+from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
 
 import httpx
 import psutil
@@ -13,9 +17,9 @@ import pytest
 from loadtests import s3_server
 from loadtests.drills.swaps import REASONS, Operator, asking, judge
 from loadtests.drills.weights_versions import Versions
-from loadtests.service import Service, command, config, free_port, running
+from loadtests.service import Service, command, config, free_port, ray_files, running
 from serve_app.weights.identity import Pinned
-from tests.graph.test_reconfigure import eventually
+from tests.conftest import eventually
 
 
 class Live(NamedTuple):
@@ -78,6 +82,44 @@ def test_refusals_are_shown_with_their_reason(live: Live) -> None:
         assert any(f"weights refused ({reason})" in line for line in live.service.lines)
 
 
+def test_names_of_any_script_reach_the_answer_and_break_nothing(live: Live, bus: bytes) -> None:
+    """Their class names and S3 key are not ASCII, or look like syntax. The emulated S3 takes no line ends in a key."""
+    names, file = ("Fußgänger", "人 #1%", 'a\nb"}', "🚌", "{{x}}"), "Straße 7/Modell #ä%20?人.pt"
+    stem = file[9:-3]
+    assert live.operator.swap("new", live.versions.named(names, file).uri).seen == "live"
+    with httpx.Client(base_url=live.service.url, timeout=60) as http:
+        answer = http.post("/v1/predict", files={"file": bus})
+        assert {"Fußgänger", "🚌"} <= {r["name"] for r in answer.json()["images"][0]["results"]}
+        assert answer.json()["metadata"]["model"]["name"] == unquote(answer.headers["X-Model-Name"]) == stem
+        drawn = http.post("/v1/predict?format=image", files={"file": bus})
+        assert (drawn.status_code, drawn.content[:2]) == (200, b"\xff\xd8")
+        source = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [b64encode(bus).decode()]}
+        infer = http.post(f"/v2/models/{quote(stem, safe='')}/infer", json={"inputs": [source]})
+        assert "🚌" in next(o["data"] for o in infer.json()["outputs"] if o["name"] == "class_names")
+        coco = http.post("/v1/predict?format=coco", files={"file": bus}).json()
+        assert {names[line["category_id"] - 1] for line in coco} >= {"Fußgänger", "🚌"}
+        chosen = http.post("/v1/predict", params={"classes": "🚌"}, files={"file": bus}).json()
+        assert {r["name"] for r in chosen["images"][0]["results"]} == {"🚌"}
+        assert http.get("/").status_code == 200
+    shown = model(live.service)
+    assert tuple(shown["classes"].values()) == names
+    assert (shown["name"], live.operator.swap("back", live.first.uri).seen) == (stem, "live")
+    labels = (r'class_name="Fu\\xdfg\\xe4nger"', r'class_name="\\U0001f68c"')
+    eventually(lambda: all(label in exported(live.service) for label in labels))
+    eventually(lambda: "\\u4eba" in exported(live.service))
+    assert not [line for line in live.service.lines if "a metric was not recorded" in line or "Traceback" in line]
+
+
+def exported(service: Service) -> str:
+    """What Ray gives Prometheus, of all its processes that listen: two services share the port of the autoscaler."""
+    found = json.loads((ray_files(service) / "prom_metrics_service_discovery.json").read_text())
+    texts = []
+    for target in (target for one in found for target in one["targets"]):
+        with suppress(httpx.TransportError):
+            texts.append(httpx.get(f"http://{target}/metrics", timeout=60, trust_env=False).text)
+    return "".join(texts)
+
+
 def test_a_new_replica_serves_what_the_others_do_when_its_orders_are_refused(live: Live) -> None:
     """It is told to serve what was refused; it must neither fail to start nor go back to the weights of the start."""
     good = live.versions.good()
@@ -87,8 +129,8 @@ def test_a_new_replica_serves_what_the_others_do_when_its_orders_are_refused(liv
     victim = next(p for p in family if "Ingress" in command(p))
     seen = len(live.service.lines)
     victim.kill()
-    assert eventually(lambda: any(f"weights live: {good.uri}" in line for line in live.service.lines[seen:]))
-    assert eventually(lambda: model(live.service)["sha256"] == good.sha256)
+    eventually(lambda: any(f"weights live: {good.uri}" in line for line in live.service.lines[seen:]))
+    eventually(lambda: model(live.service)["sha256"] == good.sha256)
 
 
 def test_the_judge_sees_what_is_wrong() -> None:

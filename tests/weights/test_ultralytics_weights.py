@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +93,14 @@ def test_what_cannot_be_pulled_says_why(
 ) -> None:
     with pytest.raises(WeightsError, match=message):
         ultralytics_weights.pull(name, sha256, source or mirror, tmp_path)
+
+
+def test_what_can_be_pulled_is_what_ultralytics_publishes() -> None:
+    from ultralytics.utils import downloads
+
+    assert {f"{name}.pt" for name in ultralytics_weights.PULLABLE} <= downloads.GITHUB_ASSETS_NAMES
+    release = inspect.signature(downloads.attempt_download_asset).parameters["release"].default
+    assert ultralytics_weights.OTHERS.endswith(f"/{downloads.GITHUB_ASSETS_REPO}/releases/download/{release}")
 
 
 def test_the_command_reports_an_error_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:

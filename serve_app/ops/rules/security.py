@@ -26,25 +26,56 @@ def ray_ports(overlay: Overlay) -> Iterator[Finding]:
         yield overlay.finding("host", why, "set host: 0.0.0.0")
 
 
+def exposures(overlay: Overlay) -> list[dict[str, str]]:
+    """The annotations of each Ingress that faces the Internet, without their common prefix."""
+    found = [ingress["metadata"].get("annotations", {}) for ingress in overlay.kind("Ingress")]
+    plain = [{key.removeprefix("alb.ingress.kubernetes.io/"): value for key, value in one.items()} for one in found]
+    return [one for one in plain if one.get("scheme") == "internet-facing"]
+
+
 def internet_facing(overlay: Overlay) -> Iterator[Finding]:
-    """An Ingress that faces the Internet must have TLS and a firewall."""
-    for ingress in overlay.kind("Ingress"):
-        annotations = ingress["metadata"].get("annotations", {})
-        if annotations.get("alb.ingress.kubernetes.io/scheme") != "internet-facing":
-            continue
-        if not annotations.get("alb.ingress.kubernetes.io/certificate-arn"):
+    """A load balancer that faces the Internet needs TLS, a firewall and a record, and must not vanish by mistake."""
+    for ingress in exposures(overlay):
+        attributes = ingress.get("load-balancer-attributes", "")
+        if not ingress.get("certificate-arn"):
             why = "API keys cross the Internet in clear text, because the load balancer has no certificate"
             yield overlay.finding("scheme", why, "set certificate-arn in the overlay's account.yaml")
-        if not annotations.get("alb.ingress.kubernetes.io/wafv2-acl-arn"):
+        if "TLS13" not in ingress.get("ssl-policy", ""):
+            why = "The load balancer accepts TLS 1.0, because that is what ELBSecurityPolicy-2016-08, the default, does"
+            yield overlay.finding("scheme", why, "set ssl-policy to one that begins with ELBSecurityPolicy-TLS13-1-2")
+        if not ingress.get("wafv2-acl-arn"):
             why = "Nothing limits how often a client may call, because the load balancer has no web ACL"
             yield overlay.finding("scheme", why, "set wafv2-acl-arn in the overlay's account.yaml")
+        if "access_logs.s3.enabled=true" not in attributes or "access_logs.s3.bucket=" not in attributes:
+            why = "Nobody can tell later who called: requests that fail before the service are in no log"
+            yield overlay.finding("scheme", why, "set access_logs.s3 in load-balancer-attributes in account.yaml")
+        if "deletion_protection.enabled=true" not in attributes:
+            why = "Deleting the Ingress by mistake deletes the load balancer, and its address with it"
+            yield overlay.finding("scheme", why, "set deletion_protection.enabled=true in load-balancer-attributes")
+
+
+def api_keys(overlay: Overlay) -> Iterator[Finding]:
+    """A service that faces the Internet must ask for keys, and its workers must mount the Secret that has them."""
+    keys = overlay.args.get("api_keys_file")
+    if exposures(overlay) and not keys:
+        why = "Anybody on the Internet may use the service at your expense, because it asks for no key"
+        yield overlay.finding("scheme", why, "add components/keys, and set api_keys_file in the overlay's serve.yaml")
+    if keys and keys not in secret_files(overlay):
+        why = f"No replica starts: the workers mount no Secret in the folder of {keys}, or only its first content"
+        yield overlay.finding("volumeMounts", why, "add components/keys, which mounts the folder without a subPath")
+
+
+def secret_files(overlay: Overlay) -> set[str]:
+    """The files `keys` of the Secrets that the workers mount as folders, which Kubernetes keeps up to date."""
+    pod = overlay.pods()[1]
+    secrets = {volume["name"] for volume in pod.get("volumes", []) if "secret" in volume}
+    mounts = [m for m in pod["containers"][0].get("volumeMounts", []) if m["name"] in secrets and "subPath" not in m]
+    return {f"{mount['mountPath']}/keys" for mount in mounts}
 
 
 def dns(overlay: Overlay) -> Iterator[Finding]:
     """A network policy for egress blocks DNS unless it allows port 53."""
-    policies = [p["spec"] for p in overlay.kind("NetworkPolicy") if "Egress" in p["spec"].get("policyTypes", [])]
-    ports = [port.get("port") for p in policies for rule in p.get("egress", []) for port in rule.get("ports", [])]
-    if policies and 53 not in ports:
+    if 53 not in overlay.egress_ports():
         why = "The egress policies block DNS, so workers cannot resolve the head's name and never join it"
         yield overlay.finding("egress", why, "allow port 53, UDP and TCP")
 
@@ -64,4 +95,4 @@ def aws_account(overlay: Overlay) -> Iterator[Finding]:
         yield Finding(ROOT / "terraform" / "firewall.tf", 1, why, "set SizeRestrictions_BODY to count")
 
 
-RULES = (ray_ports, internet_facing, dns, aws_account)
+RULES = (ray_ports, internet_facing, api_keys, dns, aws_account)

@@ -1,81 +1,130 @@
 """The PyTorch engine on a GPU, with captured CUDA graphs.
 
-Not yet run or measured on a GPU.
+    lane (one of two):  host images ─copy─► inputs ─graph of the batch size─► heads ─copy─► host heads
+
+While one lane copies, the other computes, so two batches can be on the GPU. The graphs of a lane share its buffers
+and its memory pool, so a lane holds one batch at a time. A graph has one shape, so each image is in the middle of a
+square.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from typing import TYPE_CHECKING, Any
+import time
+from functools import partial
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from serve_app.errors import OutOfMemory
 from serve_app.vision.engines.checkpoint import names_of
-from serve_app.vision.engines.pytorch import BestClass
+from serve_app.vision.engines.cuda_stream import CudaStream
+from serve_app.vision.engines.engine import moved
+from serve_app.vision.engines.float_boxes import FloatBoxes
+from serve_app.vision.image import centre
 
 if TYPE_CHECKING:
-    from serve_app.vision.engines.checkpoint import DetectionModel
+    from serve_app.settings import Precision
+    from serve_app.vision.engines.engine import Images
+    from serve_app.vision.engines.layers import DetectionModel
+
+logger = logging.getLogger("ray.serve")
+LANES = 2  # as many as the Detector runs batches at a time
+DTYPES: dict[Precision, torch.dtype] = {"auto": torch.float16, "float32": torch.float32}
+
+
+def batch_sizes(most: int) -> list[int]:
+    """The captured batch sizes up to `most`, largest first. A batch is padded to the next one, by a third at most."""
+    steps = {step << k for k in range(most.bit_length()) for step in (1, 3)}
+    return sorted({n for n in steps if n < most} | {most}, reverse=True)
+
+
+class Lane:
+    """Buffers for batches of up to `most` images, and a graph for each of `batch_sizes`, captured largest first."""
+
+    def __init__(self, network: FloatBoxes, dtype: torch.dtype, most: int, stream: CudaStream) -> None:
+        self.stream, self._network, self._dtype = stream, network, dtype
+        self._inputs, self._host_inputs = stream.buffers((most, network.size, network.size, 3), torch.uint8)
+        self._heads, self._host_heads = stream.buffers((most, 6, network.anchors), torch.float32)
+        self._places = self._host_inputs.numpy()
+        self.replay = {n: stream.capture(partial(self.forward, n)) for n in batch_sizes(most)}
+
+    def forward(self, n: int) -> None:
+        """Runs the network on the first n inputs, without a graph."""
+        batch = self._inputs[:n].permute(0, 3, 1, 2)  # a view of NHWC, which PyTorch calls channels_last
+        self._heads[:n].copy_(self._network(batch.to(self._dtype).div_(255)))
+
+    def __call__(self, images: Images) -> NDArray[np.float32]:
+        """See `Engine`."""
+        n = len(images)
+        offsets = [centre(place, image) for place, image in zip(self._places, images, strict=False)]
+        with self.stream.work():
+            self._inputs[:n].copy_(self._host_inputs[:n], non_blocking=True)
+            self.replay[min(size for size in self.replay if size >= n)]()
+            self._host_heads[:n].copy_(self._heads[:n], non_blocking=True)
+        return moved(self._host_heads[:n].numpy().copy(), offsets)
 
 
 class CudaEngine:
-    """YOLOv8 in PyTorch on a GPU, float16, one captured CUDA graph for each batch size in BUCKETS.
+    """See `Engine`. Several threads may call it at a time: LANES of them run, the others wait.
 
-    A batch is padded to the next bucket. Network inputs are copied to the GPU, and heads from it, through pinned memory
-    (heads: 0.2 MB an image).
+    Precision `auto` is float16. A batch that is larger than all before captures graphs first, beside those in use, so
+    run the largest once before serving. Raises OutOfMemory then, and keeps what it has.
     """
 
     device = "cuda"
-    BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
-    def __init__(self, network: DetectionModel, size: int) -> None:
-        self.class_names = names_of(network)
-        fused = BestClass(network.fuse(verbose=False)).half().to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._network, self._size = fused.eval(), size
-        self._lock = threading.Lock()  # the buffers of a graph hold one batch at a time
-        self._graphs: dict[int, tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+    def __init__(
+        self,
+        network: DetectionModel,
+        size: int,
+        precision: Precision = "auto",
+        stream: type[CudaStream] = CudaStream,
+    ) -> None:
+        if precision not in DTYPES:
+            raise RuntimeError(f"precision {precision} is for CPUs: a GPU runs {', '.join(DTYPES)}")
+        self.class_names, self._dtype, self._stream = names_of(network), DTYPES[precision], stream
+        self._network = FloatBoxes(network.fuse(verbose=False).to(self._dtype), size)
+        self._network = self._network.to(stream.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._most, self._growing = 0, threading.Lock()
+        self.idle: SimpleQueue[Lane] = SimpleQueue()
 
-    def captured(self, n: int) -> Any:  # noqa: ANN401 - torch.cuda.CUDAGraph, which is not typed
-        """The CUDA graph for batches of n, which must be one of BUCKETS. For benchmarks of the graph alone."""
-        return self._buffers(n)[0]
-
-    def _buffers(self, n: int) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        if n not in self._graphs:
-            self._graphs[n] = self._capture(n)
-        return self._graphs[n]
-
-    def _capture(self, n: int) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(graph, pinned inputs, inputs, heads, pinned heads) for batches of n; pinned buffers are on the host."""
-        shape = (n, self._size, self._size, 3)
-        pinned_inputs = torch.empty(shape, dtype=torch.uint8).pin_memory()
-        inputs = torch.zeros(shape, dtype=torch.uint8, device="cuda")
-        warmup = torch.cuda.Stream()
-        with torch.cuda.stream(warmup):
-            for _ in range(3):  # cuDNN must choose its kernels before the capture
-                self._forward(inputs)
-        torch.cuda.current_stream().wait_stream(warmup)
-        graph: Any = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            heads = self._forward(inputs)
-        return graph, pinned_inputs, inputs, heads, torch.empty(heads.shape, dtype=torch.float32).pin_memory()
-
-    def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        heads: torch.Tensor = self._network(inputs.permute(0, 3, 1, 2).half().div_(255))
-        return heads.float()
+    def __call__(self, images: Images) -> NDArray[np.float32]:
+        """See `Engine`."""
+        if len(images) > self._most:
+            self._grow(len(images))
+        idle = self.idle
+        lane = idle.get()
+        try:
+            with torch.inference_mode():
+                return lane(images)
+        finally:
+            idle.put(lane)
 
     @torch.inference_mode()
-    def __call__(self, inputs_nhwc: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See `Engine`. A batch larger than the largest bucket runs in pieces."""
-        n, most = len(inputs_nhwc), self.BUCKETS[-1]
-        if n > most:
-            return np.concatenate([self(inputs_nhwc[i : i + most]) for i in range(0, n, most)])
-        with self._lock:
-            bucket = next(b for b in self.BUCKETS if b >= n)
-            graph, pinned_inputs, inputs, heads, pinned_heads = self._buffers(bucket)
-            pinned_inputs[:n].numpy()[...] = inputs_nhwc
-            inputs[:n].copy_(pinned_inputs[:n], non_blocking=True)
-            graph.replay()
-            pinned_heads[:n].copy_(heads[:n], non_blocking=True)
-            torch.cuda.current_stream().synchronize()
-            return pinned_heads[:n].numpy().copy()
+    def _grow(self, most: int) -> None:
+        """Replaces the lanes by larger ones. A batch that runs keeps the old one until it ends."""
+        with self._growing:
+            if most <= self._most:
+                return
+            started, free, idle = time.perf_counter(), self._stream.free_bytes(), SimpleQueue[Lane]()
+            try:
+                for _ in range(LANES):
+                    idle.put(Lane(self._network, self._dtype, most, self._stream()))
+            except torch.OutOfMemoryError:
+                idle = SimpleQueue()
+            if idle.empty():  # outside `except`, which would keep the memory of what failed
+                raise OutOfMemory(
+                    f"batches of {most} need more GPU memory than the {free >> 20} MB that are free: "
+                    "lower max_batch_size, or put fewer replicas on a GPU"
+                )
+            self.idle, self._most = idle, most
+            took, left = time.perf_counter() - started, self._stream.free_bytes()
+            logger.info(
+                "captured CUDA graphs for batches of %s in %.1f s; GPU memory: %d MB taken, %d MB free",
+                batch_sizes(most), took, (free - left) >> 20, left >> 20,
+            )  # fmt: skip

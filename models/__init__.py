@@ -1,0 +1,1 @@
+"""Training of the bundled model; SageMaker's training job, Model Registry and drift monitor."""
