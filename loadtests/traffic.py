@@ -20,7 +20,7 @@ import aiohttp
 import uvloop
 
 from loadtests.raw_http import Answer, ConnectionPool
-from serve_app.weights.golden_set import overlap
+from serve_app.vision.boxes import overlap
 
 LATE_S = 35.0  # the service's own limit is 30 s
 SURE = 0.6  # every version of the weights must find the objects above this confidence

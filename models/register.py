@@ -39,7 +39,9 @@ def checked(uri: str) -> tuple[Pinned, int]:
     if not photos:
         raise WrongWeights(f"{uri} was published without a golden set: publish it again with --golden")
     get = partial(loader.fetch, settings=settings)
-    loader.load(pinned.uri, get, settings=settings, size=pinned.image_size, device="cpu", batch_sizes={1})
+    loader.load(
+        pinned.uri, get, settings=settings, size=pinned.image_size, task=pinned.task, device="cpu", batch_sizes={1}
+    )
     return pinned, photos
 
 

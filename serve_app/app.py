@@ -30,10 +30,10 @@ def build(args: AppSettings) -> Application:
     # With a user_config, even {}, Serve calls `reconfigure` at start, which loads the weights.
     if args.placement == "together":
         ingress = deployment(name="Ingress", user_config={})(serve.ingress()(SingleProcessIngress))
-        together: Application = ingress.bind(args, pinned.uri, size)
+        together: Application = ingress.bind(args, pinned.uri, size, pinned.task)
         return together
-    preprocess = deployment(Preprocessor).bind(args, size)
-    detect = deployment(user_config={})(Detector).bind(args, pinned.uri, size)
+    preprocess = deployment(Preprocessor).bind(args, size, pinned.task)
+    detect = deployment(user_config={})(Detector).bind(args, pinned.uri, size, pinned.task)
     postprocess = deployment(Postprocessor).bind(args)
     apart: Application = deployment(serve.ingress()(Ingress)).bind(args, preprocess, detect, postprocess)
     return apart

@@ -1,4 +1,4 @@
-"""The command `python -m serve_app predict`: sends photos to a running service, prints a table, draws the boxes.
+"""The command `python -m serve_app predict`: sends photos to a running service, prints a table, draws what it finds.
 
 Knows the service only by its HTTP interface. Needs neither Ray nor torch.
 """
@@ -57,19 +57,18 @@ def explain(answer: httpx.Response) -> str:
 
 
 def table(path: Path, found: dict[str, Any]) -> str:
-    """A heading, then one line for each box: name, confidence, corners in pixels."""
+    """A heading, then one line for each object: name, confidence, corners in pixels."""
     height, width = found["shape"]
     took = sum(found["speed"].values())
     lines = [f"{path}  {width} x {height}, {len(found['results'])} found, {took:.0f} ms"]
     for result in found["results"]:
-        corners = "".join(f"{result['box'][k]:9.1f}" for k in ("x1", "y1", "x2", "y2"))
+        corners = "".join(f"{value:9.1f}" for value in result.get("box", {}).values())
         lines.append(f"  {result['name']:<16}{result['confidence']:>6.0%}{corners}")
     return "\n".join(lines)
 
 
 def paint(path: Path, results: list[dict[str, Any]], target: Path) -> None:
-    """Writes the upright photo with its boxes to `target`, as a JPEG."""
+    """Writes the upright photo with what was found to `target`, as a JPEG."""
     photo = Image.fromarray(image.decode(path.read_bytes(), PILLOW_LIMIT))  # as the service has seen it
-    boxes = [(*r["box"].values(), r["class"], f"{r['name']} {r['confidence']:.0%}") for r in results]
-    draw(photo, boxes).save(target, quality=90)
+    draw(photo, results).save(target, quality=90)
     tqdm.write(f"  drawn: {target}")

@@ -129,7 +129,8 @@ class PredictOptions(BaseModel):
 
     conf: Conf = Field(
         DEFAULT_CONF,
-        description='least confidence of a box, 0 to 1; or that of each class, `{"bus": 0.6}`, and 0.25 for the others',
+        description='least confidence of an object, 0 to 1; or that of each class, `{"bus": 0.6}`, and 0.25 for the '
+        "others. classify: 0 when not set",
     )
     iou: Fraction = Field(0.7, description="boxes of one class that overlap more than this are merged by NMS")
     classes: Annotated[frozenset[Class], Field(max_length=MAX_CLASSES)] | None = Field(
@@ -139,9 +140,14 @@ class PredictOptions(BaseModel):
         MAX_DETECTIONS, description="most boxes in one image"
     )
     agnostic_nms: bool = Field(False, description="boxes of other classes that overlap as much are merged too")
+    masks: bool = Field(True, description="segment: with the outlines of the objects; without, boxes only")
+    retina_masks: bool = Field(
+        False, description="segment: outlines at the photo's own resolution instead of that of the network input"
+    )
+    topk: Annotated[int, Field(ge=1, le=MAX_CLASSES)] = Field(5, description="classify: most classes in one image")
     format: Literal["json", "image", "coco"] = Field(
         "json",
-        description="`json`; `image`: the photo with its boxes drawn; `coco`: COCO results",
+        description="`json`; `image`: the photo with what was found drawn; `coco`: COCO results",
     )
     normalize: bool = Field(False, description="corners as fractions of width and height instead of pixels")
     decimals: Annotated[int, Field(ge=0, le=8)] | None = Field(

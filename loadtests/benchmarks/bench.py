@@ -19,7 +19,8 @@ from loadtests.clients import Measured, summary
 from loadtests.photo_mix import photos_of, resized
 from loadtests.service import config, free_port, running
 from serve_app.settings import AppSettings
-from serve_app.vision import boxes, image, sample_photos
+from serve_app.vision import image, sample_photos
+from serve_app.vision.tasks.task import recognise
 from serve_app.weights import loader
 from serve_app.weights.loader import Loaded
 
@@ -31,8 +32,9 @@ def in_process(loaded: Loaded, size: int, content: list[bytes], seconds: float) 
     """JPEG to boxes with the service's own functions, in one thread."""
 
     def once(n: int) -> None:
-        network_input, letterbox = image.prepare(content[n % len(content)], size, 52_000_000)
-        boxes.final(loaded.engine(network_input[None])[0], letterbox, 0.25)
+        task = loaded.engine.task
+        network_input, letterbox = image.prepare(content[n % len(content)], size, 52_000_000, crops=task.crops)
+        recognise(task, loaded.engine(network_input[None])[0], letterbox, 0.25)
 
     return loop(once, seconds)
 
@@ -55,7 +57,7 @@ def run(content: list[bytes], counts: list[int], seconds: float, rounds: int, se
     pinned = loader.pin(args.weights, args)
     size = args.image_size or pinned.image_size
     get = partial(loader.fetch, settings=args)
-    loaded = loader.load(pinned.uri, get, settings=args, size=size, device="cpu", batch_sizes={1})
+    loaded = loader.load(pinned.uri, get, task=pinned.task, settings=args, size=size, device="cpu", batch_sizes={1})
     network_input = image.prepare(content[0], size, 52_000_000)[0][None]
     large = [resized(sample_photos.bus(), 3.7)]  # 2,997 x 3,996
     found: Results = {}

@@ -15,8 +15,10 @@ import numpy as np
 from loadtests.benchmarks.accuracy import score
 from loadtests.photo_mix import resized
 from serve_app.settings import AppSettings
-from serve_app.vision import boxes, image, sample_photos
+from serve_app.vision import image, sample_photos
 from serve_app.vision.image import Letterbox
+from serve_app.vision.tasks import results
+from serve_app.vision.tasks.task import Units, recognise
 from serve_app.weights import loader
 from serve_app.weights.loader import Loaded
 
@@ -44,13 +46,10 @@ def seconds(prepare: Prepare, data: bytes, size: int) -> float:
 def detect(loaded: Loaded, prepare: Prepare, data: bytes, size: int) -> dict[str, Any]:
     """An answer in the format of the service's."""
     network_input, letterbox = prepare(data, size)
-    found = boxes.final(loaded.engine(network_input[None])[0], letterbox, 0.001)
-    xyxy, confidence = found.xyxy.astype(float).tolist(), found.confidence.astype(float).tolist()
-    rows = zip(xyxy, confidence, found.class_id.tolist(), strict=True)
-    results = [
-        {"class": k, "confidence": s, "box": dict(zip(("x1", "y1", "x2", "y2"), b, strict=True))} for b, s, k in rows
-    ]
-    return {"shape": (letterbox.height, letterbox.width), "results": results}
+    task = loaded.engine.task
+    found = recognise(task, loaded.engine(network_input[None])[0], letterbox, 0.001)
+    shape = letterbox.height, letterbox.width
+    return {"shape": shape, "results": results.of(found, task, loaded.engine.class_names, Units(digits=8))}
 
 
 def main(folder: Path, labels: Path, times: float) -> None:
@@ -66,7 +65,7 @@ def main(folder: Path, labels: Path, times: float) -> None:
     whole, part = (statistics.median(t) * 1000 for t in took.values())
     print(f"12 MP to {size} px: full {whole:.1f} ms, reduced {part:.1f} ms, ratio {part / whole:.2f}")
     get = partial(loader.fetch, settings=settings)
-    loaded = loader.load(pinned.uri, get, settings=settings, size=size, device="cpu", batch_sizes={1})
+    loaded = loader.load(pinned.uri, get, task=pinned.task, settings=settings, size=size, device="cpu", batch_sizes={1})
     paths = sorted(folder.glob("*.jpg"))
     larger = [resized(p.read_bytes(), times) for p in paths]
     for prepare in took:

@@ -7,36 +7,31 @@ The networks have random weights: trained ones cannot be part of this repository
 from __future__ import annotations
 
 import copy
-import io
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from loadtests.benchmarks.random_networks import CLASSES, FAMILIES, OF_TASKS, answer, checkpoint, network
+from loadtests.benchmarks.tasks import Input, compare
 from serve_app.vision import sample_photos
-from serve_app.vision.boxes import corners
-from serve_app.vision.engines.checkpoint import read_checkpoint
+from serve_app.vision.boxes import corners, overlap
+from serve_app.vision.engines.checkpoint import read_checkpoint, task_of
 from serve_app.vision.engines.engine import Engine, Images
-from serve_app.vision.engines.layers import DetectionModel
 from serve_app.vision.engines.openvino import OpenVinoEngine, graph
-from serve_app.vision.engines.pytorch import BestClass
-from serve_app.vision.image import prepare
-from serve_app.weights.golden_set import MAX_PIXELS, overlap
+from serve_app.vision.engines.pytorch import cut
+from serve_app.vision.image import decode, letterbox, middle_square, prepare
+from serve_app.weights.golden_set import MAX_PIXELS
 
-FAMILIES = (
-    "yolov3-tiny", "yolov5n", "yolov6n", "yolov8n", "yolov8n-p2", "yolov8n-ghost", "yolov9t", "yolov9c", "yolov10n",
-    "yolov10b", "yolo11n", "yolo12n", "yolo26n",
-)  # fmt: skip
-CLASSES = 3
 SMALL = 8.0  # pixels
 SURE, CLOSE = 0.25, 0.01  # confidence from which an anchor counts; classes that differ by less are as good as equal
 ROUNDS, TIMES = 3, 4  # alternating; the median round counts
+PARTS = 52  # network inputs on which the tasks are compared
 
 
 @dataclass(frozen=True)
@@ -54,42 +49,6 @@ class Agreement:
     other_classes: int
 
 
-@cache
-def network(family: str) -> DetectionModel:
-    """A network of this family with random weights that is sure of some anchors and not of others."""
-    torch.manual_seed(0)
-    made = DetectionModel(f"{family}.yaml", nc=CLASSES, verbose=False).train()
-    photos = [prepare(p.read_bytes(), 640, MAX_PIXELS)[0][160:320, 160:320] for p in sample_photos.files()]
-    noise = torch.rand(2, 3, 10, 10).repeat_interleave(16, 2).repeat_interleave(16, 3)
-    batch = torch.cat([torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2) / 255, noise])
-    with torch.no_grad():
-        for layer in made.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.momentum = 1.0
-        made(batch)  # gives the batch normalisation the numbers of its inputs, so that anchors differ
-        head = made.eval().model[-1]
-        for name, mean, spread in (("cv2", 4.0, 1.0), ("cv3", -2.0, 2.0)):
-            for part in (*getattr(head, name), *(getattr(head, f"one2one_{name}", None) or ())):
-                seen: list[torch.Tensor] = []
-                with part[-1].register_forward_hook(partial(_keep, seen)):
-                    made(batch)
-                part[-1].weight.mul_(spread / seen[0].std())
-                part[-1].bias.sub_(seen[0].mean()).mul_(spread / seen[0].std()).add_(mean)
-    return made
-
-
-def _keep(seen: list[torch.Tensor], _layer: nn.Module, _given: object, result: torch.Tensor) -> None:
-    seen.append(result)
-
-
-def checkpoint(content: object) -> io.BytesIO:
-    """A `.pt` file."""
-    file = io.BytesIO()
-    torch.save(content, file)
-    file.seek(0)
-    return file
-
-
 def agreement(engine: Engine, own: nn.Module, images: Images) -> Agreement:
     """Compares each anchor with Ultralytics' own forward pass of the same network, image by image.
 
@@ -98,7 +57,7 @@ def agreement(engine: Engine, own: nn.Module, images: Images) -> Agreement:
     count, other, ious, scores = 0, 0, [1.0], [0.0]
     for image in images:
         full = answer(own, image)
-        got, wanted = engine([image])[0], BestClass.cut(full)[0].numpy()
+        (got,), wanted = engine([image])[0], cut(full, own.model[-1])[0].numpy()  # type: ignore[index]
         best, second = full[0, 4:].topk(2, 0).values.numpy()
         count += int((best >= SURE).sum())
         other += int((got[5] != wanted[5])[(best >= SURE) & (best - second > CLOSE)].sum())
@@ -106,13 +65,6 @@ def agreement(engine: Engine, own: nn.Module, images: Images) -> Agreement:
         whole = (best >= SURE) & (wanted[2:4].min(0) > SMALL)
         ious += [overlap(*pair) for pair in zip(*(corners(head[:4, whole]) for head in (got, wanted)), strict=True)]
     return Agreement(count, float(np.quantile(ious, 0.01)), max(scores), other)
-
-
-@torch.inference_mode()
-def answer(own: nn.Module, image: NDArray[np.uint8]) -> torch.Tensor:
-    """What Ultralytics' own network answers for a network input (H, W, 3), before NMS, as `predict` calls it."""
-    full: torch.Tensor = own(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)[0]
-    return full
 
 
 def answers(own: nn.Module, images: Images) -> list[torch.Tensor]:
@@ -131,15 +83,68 @@ def rates(ways: Sequence[Callable[[], object]], images: int) -> list[float]:
     return [images / statistics.median(took) for took in seconds]
 
 
+def parts(crops: bool) -> list[Input]:
+    """PARTS network inputs: parts of both sample photos, of many shapes."""
+    photos = [decode(path.read_bytes(), MAX_PIXELS)[::3, ::3] for path in sample_photos.files()]
+    random, made = np.random.default_rng(0), []
+    for n in range(PARTS):
+        height, width = photos[n % 2].shape[:2]
+        h, w = random.integers(80, height), random.integers(80, width)
+        y, x = random.integers(0, height - h), random.integers(0, width - w)
+        part = np.ascontiguousarray(photos[n % 2][y : y + h, x : x + w])
+        made.append(middle_square(part, 224, part.shape[:2]) if crops else letterbox(part, 320))
+    return made
+
+
+def compiled(own: nn.Module) -> OpenVinoEngine:
+    """The engine of a network as the service builds it from its file, in float32."""
+    read = read_checkpoint(checkpoint({"model": own}))
+    return OpenVinoEngine(graph(read), ("",) * CLASSES, task_of(read), "float32")
+
+
+def other_tasks(images: Images) -> None:
+    """Prints a row of a Markdown table for each network of another task."""
+    columns = (
+        "network",
+        "parameters",
+        "objects",
+        "missed",
+        "box",
+        "mask",
+        "points",
+        "angle",
+        "score",
+        "images/s",
+        "ratio",
+    )
+    print(f"| {' | '.join(columns)} |")
+    print("|" + "---|" * len(columns))
+    for name in OF_TASKS:
+        own = copy.deepcopy(network(name))
+        parameters, engine = sum(p.numel() for p in own.parameters()) / 1e6, compiled(own)
+        crops = engine.task.crops
+        same = compare(engine, own, parts(crops), 0.0 if crops else 0.5)
+        own.fuse(verbose=False)
+        many = [one for one, _ in parts(crops)[:16]] if crops else list(images) * TIMES
+        ours, theirs = rates((partial(engine, many), partial(answers, own, many)), len(many))
+        box, mask = (f"{np.quantile(values, 0.01):.4f}" if len(values) > 1 else "" for values in (same.box, same.mask))
+        points, angle = (f"{np.quantile(v, 0.99):.3f}" if len(v) > 1 else "" for v in (same.points, same.angle))
+        print(
+            f"| {name} | {parameters:.1f} M | {same.objects} | {same.missed} | {box} | {mask} | {points} | {angle} "
+            f"| {max(same.score):.4f} | {ours:.1f} | {ours / theirs:.2f} |",
+            flush=True,
+        )
+
+
 def main() -> None:
-    """Prints a row of a Markdown table for each family."""
+    """Prints a row of a Markdown table for each family, and one for each family and task."""
     images = [prepare(path.read_bytes(), 640, MAX_PIXELS)[0] for path in sample_photos.files()]
+    other_tasks(images)
     print("| network | parameters | anchors | IoU of 99 % | score differs by | images/s | Ultralytics | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for family in FAMILIES:
         own = copy.deepcopy(network(family))
-        parameters = sum(p.numel() for p in own.parameters()) / 1e6
-        engine = OpenVinoEngine(graph(read_checkpoint(checkpoint({"model": own}))), ("",) * CLASSES, "float32")
+        parameters, engine = sum(p.numel() for p in own.parameters()) / 1e6, compiled(own)
         same = agreement(engine, own, images)
         own.fuse(verbose=False)
         many = images * TIMES

@@ -7,11 +7,11 @@ Its CPU time per image says how many cores one GPU needs.
 import argparse
 import os
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from ray.serve import Application
 
 from loadtests import clients
@@ -23,6 +23,8 @@ from serve_app.http import ingress
 from serve_app.ops.serve_config import apart
 from serve_app.settings import AppSettings
 from serve_app.vision.engines.engine import Images
+from serve_app.vision.tasks.by_name import TASKS
+from serve_app.vision.tasks.task import Output
 from serve_app.weights import loader
 
 GPUS = (1000, 3000)  # images/s of yolov8n in float16: on an L4, and on a larger GPU
@@ -32,15 +34,16 @@ class InstantEngine:
     """An engine that returns one object with score 0.9 on every photo, in no time."""
 
     device = "cpu"
+    task = TASKS["detect"]
 
     def __init__(self, class_names: tuple[str, ...], size: int) -> None:
         self.class_names = class_names
         self._head = np.zeros((6, size * size * 21 // 1024), np.float32)  # all anchors of strides 8, 16 and 32
         self._head[:5, 0] = size / 2, size / 2, size / 4, size / 4, 0.9
 
-    def __call__(self, images: Images) -> NDArray[np.float32]:
+    def __call__(self, images: Images) -> Sequence[Output]:
         """See `Engine`."""
-        return np.broadcast_to(self._head, (len(images), *self._head.shape))
+        return [(self._head,)] * len(images)
 
 
 def without_network(instead: type[InstantEngine] = InstantEngine) -> None:
@@ -59,17 +62,17 @@ class SingleProcessIngress(ingress.SingleProcessIngress):
 
     instead = InstantEngine
 
-    def __init__(self, settings: AppSettings, weights: str, size: int) -> None:
+    def __init__(self, settings: AppSettings, weights: str, size: int, task: str) -> None:
         without_network(self.instead)
-        super().__init__(settings, weights, size)
+        super().__init__(settings, weights, size, task)
 
 
 class Detector(detector.Detector):
     """The shipped Detector, without the network."""
 
-    def __init__(self, settings: AppSettings, weights: str, size: int) -> None:
+    def __init__(self, settings: AppSettings, weights: str, size: int, task: str) -> None:
         without_network()
-        super().__init__(settings, weights, size)
+        super().__init__(settings, weights, size, task)
 
 
 def build(args: AppSettings) -> Application:

@@ -8,15 +8,15 @@ plus EACH_S for each photo.
 # No `from __future__ import annotations`: Serve reads the type of `args` at run time and ignores a string.
 import threading
 import time
+from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from ray.serve import Application
 
 from loadtests.benchmarks import overhead
 from serve_app import app
 from serve_app.settings import AppSettings
 from serve_app.vision.engines.engine import Images
+from serve_app.vision.tasks.task import Output
 
 BASE_S, EACH_S = 0.08, 0.04
 
@@ -28,7 +28,7 @@ class FixedTimeEngine(overhead.InstantEngine):
         super().__init__(class_names, size)
         self._one_batch = threading.Lock()
 
-    def __call__(self, images: Images) -> NDArray[np.float32]:
+    def __call__(self, images: Images) -> Sequence[Output]:
         """See `Engine`."""
         with self._one_batch:
             time.sleep(BASE_S + EACH_S * len(images))

@@ -32,7 +32,7 @@ class Versions:
         assert found.manifest
         model = TorchEngine(read_checkpoint(BUNDLED))
         paths = sample_photos.files()
-        made = golden_set.make(model, model.class_names, paths, found.image_size)
+        made = golden_set.make(model, paths, found.image_size)
         self._manifest = found.manifest.model_copy(update={"golden": made})
 
     def good(self) -> Pinned:

@@ -18,11 +18,17 @@ from models.augment import read_labels
 from serve_app.errors import OutOfMemory
 from serve_app.vision import boxes, image
 from serve_app.vision.engines.cuda import DTYPES, batch_sizes
+from serve_app.vision.tasks.task import recognise
 
 if TYPE_CHECKING:
-    from serve_app.vision.engines.engine import Engine
+    from serve_app.vision.engines.engine import Engine, Images
 
 IOUS = tuple(np.arange(0.5, 1, 0.05))
+
+
+def heads(engine: Engine, images: Images) -> NDArray[np.float32]:
+    """The heads (N, 6, A) of N images of one shape."""
+    return np.array([head for (head,) in engine(images)])
 
 
 def difference(got: NDArray[np.float32], wanted: NDArray[np.float32]) -> tuple[float, float, int]:
@@ -36,15 +42,15 @@ def correct(plan: Plan) -> Found:
     """The answers of every captured batch size, of both lanes, and of other sizes of the input, against float32."""
     engine, reference = plan.engine(), plan.reference()
     photos = plan.inputs(plan.most)
-    wanted = np.array(reference(photos))
+    wanted = heads(reference, photos)
     rows: list[tuple[float, float, int]] = []
     for n in batch_sizes(plan.most) * 2:  # one call takes the first lane, the next one the other
-        rows += [difference(engine(photos[-n:]), wanted[-n:]), difference(engine(photos[:n]), wanted[:n])]
-        assert n == 1 or np.isfinite(engine(photos[: n - 1])).all()
+        rows += [difference(heads(engine, photos[-n:]), wanted[-n:]), difference(heads(engine, photos[:n]), wanted[:n])]
+        assert n == 1 or np.isfinite(heads(engine, photos[: n - 1])).all()
     others = {}
     for size in (320, 1280) if not plan.dry else (96,):
         small = plan.inputs(2, size)
-        others[str(size)] = difference(plan.engine(size=size)(small), np.asarray(reference(small)))
+        others[str(size)] = difference(heads(plan.engine(size=size), small), heads(reference, small))
     score, pixels, classes = map(max, zip(*rows, strict=True))
     return {"calls": len(rows), "score": score, "pixels": pixels, "other_classes": classes, "other_sizes": others}
 
@@ -73,7 +79,9 @@ def accuracy(plan: Plan) -> Found:
 def detect(engine: Engine, data: bytes, size: int) -> boxes.Detections:
     """All detections from a confidence of 0.001, as in COCO's evaluation."""
     network_input, letterbox = image.prepare(data, size, MAX_PIXELS)
-    return boxes.final(engine([network_input])[0], letterbox, 0.001)
+    found = recognise(engine.task, engine([network_input])[0], letterbox, 0.001)
+    assert isinstance(found, boxes.Detections)
+    return found
 
 
 def labels_of(plan: Plan, n: int) -> NDArray[np.float32]:
@@ -104,7 +112,7 @@ def compare(wanted: boxes.Detections, got: boxes.Detections) -> tuple[int, int, 
 def swap(plan: Plan) -> Found:
     """Loads an engine while another serves, whose answers must stay the same to the last bit, and its pauses short."""
     old, photos = plan.engine(), plan.inputs(min(plan.most, 16))
-    wanted = old(photos)
+    wanted = heads(old, photos)
     waits: list[tuple[float, float]] = []  # (when it began, seconds)
     wrong, stop = 0, threading.Event()
 
@@ -112,7 +120,7 @@ def swap(plan: Plan) -> Found:
         nonlocal wrong
         while not stop.is_set():
             started = time.perf_counter()
-            wrong += not np.array_equal(old(photos), wanted)
+            wrong += not np.array_equal(heads(old, photos), wanted)
             waits.append((started, time.perf_counter() - started))
 
     threads = [threading.Thread(target=serve) for _ in range(2)]
@@ -131,7 +139,7 @@ def swap(plan: Plan) -> Found:
         "load_s": took,
         "batches": len(waits),
         "wrong": wrong,
-        "new_differs": float(np.abs(new(photos) - wanted).max()),
+        "new_differs": float(np.abs(heads(new, photos) - wanted).max()),
         "slowest_before_ms": 1000 * max(before),
         "slowest_during_ms": 1000 * max(during, default=0),
         "median_before_ms": 1000 * float(np.median(before)),
@@ -143,7 +151,7 @@ def memory(plan: Plan) -> Found:
     """What an engine takes by its largest batch; and whether one that does not fit is refused, and harms no other."""
     found: Found = {}
     first, photos = plan.engine(), plan.inputs(1)
-    wanted = first(photos)
+    wanted = heads(first, photos)
     for most in (1, 8, 16, 32, 64) if not plan.dry else (1, 2):
         free, engine = plan.stream.free_bytes(), plan.engine()
         engine(plan.inputs(most))
@@ -157,8 +165,8 @@ def memory(plan: Plan) -> Found:
         found["refused"] = "no, it fitted into 300 MB"
     except OutOfMemory as error:
         found["refused"] = str(error)
-    found["other_still_right"] = bool(np.array_equal(first(photos), wanted))
+    found["other_still_right"] = bool(np.array_equal(heads(first, photos), wanted))
     del everything
     again = plan.engine()
-    found["fits_again"] = bool(np.array_equal(again(photos), wanted))
+    found["fits_again"] = bool(np.array_equal(heads(again, photos), wanted))
     return found

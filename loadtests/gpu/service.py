@@ -22,7 +22,8 @@ from loadtests.gpu.plan import MAX_PIXELS, Plan, median_ms
 from loadtests.gpu.speed import graph_ms
 from loadtests.photo_mix import photos_of
 from loadtests.service import model, running, shipped
-from serve_app.vision import boxes, image
+from serve_app.vision import image
+from serve_app.vision.tasks.task import recognise
 
 EVENTS = ("kill replica", "redeploy", "change batching", "swap weights", "refused weights", "scale to 3 and back")
 
@@ -49,12 +50,12 @@ def alone(plan: Plan) -> float:
     engine(plan.inputs(plan.most))
     rate = 1000 * plan.most / graph_ms(plan, engine, plan.most)
     network_input, letterbox = image.prepare(photos[0], plan.size, MAX_PIXELS)
-    head = engine([network_input])[0]
+    output = engine([network_input])[0]
     steps = {
         "JPEG → network input": median_ms(lambda: [image.prepare(p, plan.size, MAX_PIXELS) for p in photos], 1)
         / len(photos),
         "engine, one image": median_ms(lambda: engine([network_input]), 1),
-        "candidates, NMS": median_ms(lambda: boxes.final(head, letterbox, 0.25), 1),
+        "candidates, NMS": median_ms(lambda: recognise(engine.task, output, letterbox, 0.25), 1),
     }
     print(f"the captured graph alone, batches of {plan.most}: {rate:,.0f} img/s; " + named(steps), flush=True)
     return rate

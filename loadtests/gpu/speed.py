@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from loadtests.gpu.plan import MAX_PIXELS, Found, Plan, median_ms, per_second, synchronize
 from loadtests.photo_mix import resized
 from serve_app.vision import boxes, image, sample_photos
 from serve_app.vision.engines.cuda import DTYPES, CudaEngine, batch_sizes
+from serve_app.vision.tasks.task import Output
 
 
 def machine(plan: Plan) -> Found:
@@ -82,7 +81,7 @@ def sweep(plan: Plan) -> Found:
     for n in reversed(batch_sizes(plan.most)):
         batch = photos[:n]
         call: Callable[[], object] = lambda batch=batch: engine(batch)  # type: ignore[misc]  # noqa: E731
-        heads = engine(batch)
+        outputs = engine(batch)
         spent = time.process_time()
         rates = [n * per_second([call] * callers, plan.seconds) for callers in (1, 2, 3)]
         spent = (time.process_time() - spent) / (sum(rates) * plan.seconds)
@@ -94,15 +93,15 @@ def sweep(plan: Plan) -> Found:
                 "engine_ms": median_ms(call, plan.seconds),
                 "img_s": rates,
                 "cpu_ms": 1000 * spent,  # of an image, in the engine's own process
-                "nms_ms": median_ms(lambda heads=heads: suppress(heads), plan.seconds / 4) / n,  # type: ignore[misc]
+                "nms_ms": median_ms(lambda outputs=outputs: suppress(outputs), plan.seconds / 4) / n,  # type: ignore[misc]
             }
         )
     return {"rows": rows}
 
 
-def suppress(heads: NDArray[np.float32]) -> None:
+def suppress(outputs: Sequence[Output]) -> None:
     """Selects the candidates of each image, and runs NMS on them."""
-    for head in heads:
+    for head, *_ in outputs:
         boxes.non_max_suppression(boxes.candidates(head, 0.25), 0.7, 300)
 
 

@@ -25,7 +25,6 @@ from serve_app.graph.live_weights import LiveWeights
 from serve_app.graph.payloads import Detected, Prepared, Serving
 from serve_app.graph.stage import Stage
 from serve_app.settings import AppSettings, DetectorSettings
-from serve_app.vision import boxes
 
 logger = logging.getLogger("ray.serve")
 # Any, because Ray's types cover batched functions but not methods. `reconfigure` sets size and wait from `user_config`.
@@ -47,10 +46,10 @@ class QueuedImage:
 class Detector(Stage):
     """Turns network inputs, uint8 (H, W, 3), into candidates."""
 
-    def __init__(self, settings: AppSettings, weights: str, size: int) -> None:
+    def __init__(self, settings: AppSettings, weights: str, size: int, task: str) -> None:
         # Ray's booking decides, because with `num_gpus: 0` a process still sees the GPUs of its node.
         gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU")
-        self._weights = LiveWeights(settings, weights, size, "cuda" if gpus else "cpu")
+        self._weights = LiveWeights(settings, weights, size, task, "cuda" if gpus else "cpu")
         self._seconds, self._queue = metrics.stage_seconds(), metrics.queue_seconds()
         self._engine = metrics.engine_seconds_total()
         self._refused = metrics.settings_refused_total()
@@ -112,12 +111,12 @@ class Detector(Stage):
 
     def _forward(self, batch: list[QueuedImage]) -> None:
         started, live = time.perf_counter(), self._weights.current  # a swap must not change it halfway
-        heads = live.engine([queued.prepared.input_hwc for queued in batch])
-        names = live.weights.class_names
-        found = [
-            boxes.candidates(head, class_thresholds.of(queued.prepared.options, names))
-            for head, queued in zip(heads, batch, strict=True)
-        ]
+        outputs = live.engine([queued.prepared.input_hwc for queued in batch])
+        task, names = live.engine.task, live.weights.class_names
+        found = []
+        for output, queued in zip(outputs, batch, strict=True):
+            options = queued.prepared.options
+            found.append(task.candidates(output, class_thresholds.of(options, names, task.least), options))
         elapsed = time.perf_counter() - started
         self._seconds.observe(elapsed, {"stage": "detect"})
         self._engine.inc(elapsed)

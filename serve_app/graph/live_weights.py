@@ -30,8 +30,9 @@ class LiveWeights:
 
     current: Loaded
 
-    def __init__(self, settings: AppSettings, default: str, size: int, device: str) -> None:
-        self._settings, self._default, self._size, self._device = settings, default, size, device
+    def __init__(self, settings: AppSettings, default: str, size: int, task: str, device: str) -> None:
+        self._settings, self._default = settings, default
+        self._size, self._task, self._device = size, task, device
         self._previous: Loaded | None = None
         self._loading: str | None = None
         self._refused: deque[Refusal] = deque(maxlen=REFUSALS)
@@ -94,6 +95,7 @@ class LiveWeights:
                     self._fetch,
                     settings=self._settings,
                     size=self._size,
+                    task=self._task,
                     device=self._device,
                     batch_sizes=sizes,
                     old=old,

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.settings import PredictOptions
-from serve_app.vision import boxes, image
+from serve_app.vision import image
+from serve_app.vision.tasks.task import Found
 from serve_app.weights.identity import Weights
 
 
@@ -23,7 +24,7 @@ class Prepared:
     input_hwc: NDArray[np.uint8]  # RGB (H, W, 3)
     letterbox: image.Letterbox
     options: PredictOptions
-    photo: bytes | None  # the encoded original, only if boxes are to be drawn on it
+    photo: bytes | None  # the encoded original, only if it is to be drawn on
     preprocess_s: float
     expires_at: float  # the deadline, in seconds since 1970
 
@@ -32,7 +33,7 @@ class Prepared:
 class Detected:
     """From Detector to Postprocessor: candidates in pixels of the network input, best first, and their weights."""
 
-    candidates: boxes.Detections
+    candidates: Found
     letterbox: image.Letterbox
     options: PredictOptions
     photo: bytes | None  # as in Prepared
@@ -69,11 +70,11 @@ class Serving:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """From Postprocessor to ingress: detections in pixels of the upright photo, best first."""
+    """From Postprocessor to ingress: what was found, in pixels of the upright photo, best first."""
 
-    detections: boxes.Detections
+    found: Found
     shape: tuple[int, int]  # height, width of the upright photo
-    drawn: bytes | None  # the photo with its boxes as a JPEG, if requested
+    drawn: bytes | None  # the photo with what was found as a JPEG, if requested
     weights: Weights
     preprocess_s: float
     queue_s: float

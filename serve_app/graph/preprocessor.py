@@ -1,6 +1,6 @@
 """The first stage, Preprocessor: encoded photo in, network input out.
 
-Decoding and letterboxing are in `vision/image.py`.
+Decoding and scaling are in `vision/image.py`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from serve_app.graph.payloads import Prepared
 from serve_app.graph.stage import Stage
 from serve_app.settings import AppSettings, PredictOptions
 from serve_app.vision import image
+from serve_app.vision.tasks.by_name import TASKS
 
 
 class Preprocessor(Stage):
     """Turns encoded photos into network inputs. Refuses bad images before they can share a batch with good ones."""
 
-    def __init__(self, settings: AppSettings, size: int) -> None:
-        self._settings, self._size = settings, size
+    def __init__(self, settings: AppSettings, size: int, task: str) -> None:
+        self._settings, self._size, self._task = settings, size, TASKS[task]
         self._threads = asyncio.Semaphore(settings.decode_threads)
         self._seconds = metrics.stage_seconds()
 
     async def __call__(self, data: bytes, options: PredictOptions, expires_at: float) -> Prepared:
-        """Decodes and letterboxes one photo. `expires_at` is in seconds since 1970.
+        """Decodes one photo and scales it into a network input. `expires_at` is in seconds since 1970.
 
         Raises UnsupportedFormat, ImageTooLarge, ImageTooComplex, CorruptImage or Timeout.
         """
@@ -49,7 +50,7 @@ class Preprocessor(Stage):
         deadline.check(expires_at)
         started = time.perf_counter()
         limits = self._settings.max_image_pixels, self._settings.max_image_frames
-        input_hwc, letterbox = image.prepare(data, self._size, *limits)
+        input_hwc, letterbox = image.prepare(data, self._size, *limits, crops=self._task.crops)
         elapsed = time.perf_counter() - started
         self._seconds.observe(elapsed, {"stage": "preprocess"})
         photo = data if options.format == "image" else None

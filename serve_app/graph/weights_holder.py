@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
 from serve_app import __version__
@@ -35,7 +36,7 @@ class WeightsHolder:
     def __init__(self) -> None:
         self._pinned: dict[str, Pinned] = {}  # an address without a version must mean the same to all replicas
         self._held: dict[str, Any] = {}  # sha256 → reference
-        self._last_live: str | None = None
+        self._last_live: dict[str, str] = {}  # by application
 
     def fetch(self, uri: str, settings: AppSettings, anew: bool) -> tuple[Pinned, list[Any]]:
         """Returns the pinned identity and a reference to the bytes; `anew` replaces an object that was lost.
@@ -52,13 +53,13 @@ class WeightsHolder:
             del self._held[old]
         return pinned, [self._held[pinned.sha256]]
 
-    def record_live(self, uri: str) -> None:
-        """Remembers the weights that a replica made live last."""
-        self._last_live = uri
+    def record_live(self, application: str, uri: str) -> None:
+        """Remembers the weights that a replica of this application made live last."""
+        self._last_live[application] = uri
 
-    def last_live(self) -> str | None:
-        """What a new replica serves if its configured weights are refused."""
-        return self._last_live
+    def last_live(self, application: str) -> str | None:
+        """What a new replica of this application serves if its configured weights are refused."""
+        return self._last_live.get(application)
 
 
 def actor() -> Any:  # noqa: ANN401 - Ray has no type for an actor with options
@@ -98,15 +99,20 @@ def record_live(uri: str) -> None:
     """
     if uri.startswith(SCHEME):
         try:
-            actor().record_live.remote(uri)
+            actor().record_live.remote(application(), uri)
         except RayError:
             logger.exception("the weights holder does not know that %s is live", uri)
 
 
 def last_live() -> str | None:
-    """The last weights from S3 that any replica made live; None if the holder knows none, or has died."""
+    """The last weights from S3 that a replica of this application made live; None if the holder knows none, or died."""
     try:
-        uri: str | None = ray.get(actor().last_live.remote())
+        uri: str | None = ray.get(actor().last_live.remote(application()))
     except RayActorError:
         return None
     return uri
+
+
+def application() -> str:
+    """The application of this replica."""
+    return serve.get_replica_context().app_name

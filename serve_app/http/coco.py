@@ -9,8 +9,9 @@ from __future__ import annotations
 from pydantic import BaseModel, Field
 
 from serve_app.graph.payloads import Finished
-from serve_app.http.schemas import rows
+from serve_app.http.schemas import results_of
 from serve_app.settings import PredictOptions
+from serve_app.vision.tasks.by_name import TASKS
 
 _NAMES = (
     "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, "
@@ -27,25 +28,23 @@ CATEGORY_IDS = dict(zip(_NAMES.split(", "), (i for i in range(1, 91) if i not in
 
 
 class CocoResult(BaseModel):
-    """One entry of a COCO results file: `bbox` is left, top, width, height."""
+    """One entry of a COCO results file: `bbox` is left, top, width, height. pycocotools scores all of its fields."""
 
     image_id: int = Field(description="position of the image in the request, from 0")
     category_id: int = Field(description="COCO's, 1 to 90, if COCO has all classes of the model; else class id + 1")
-    bbox: tuple[float, float, float, float]
     score: float
+    bbox: tuple[float, float, float, float]
+    segmentation: list[list[float]] | None = Field(None, description="a polygon x, y, x, y, … (segment, obb)")
+    keypoints: list[float] | None = Field(None, description="x, y, visible of each point in turn (pose)")
 
     @classmethod
     def of(cls, image_id: int, done: Finished, options: PredictOptions) -> list[CocoResult]:
         """The entries of one image."""
-        ids, digits = category_ids(done.weights.class_names), options.digits
+        ids, found = category_ids(done.weights.class_names), results_of(done, options)
+        fields = TASKS[done.weights.task].coco(found, options.digits)
         return [
-            cls(
-                image_id=image_id,
-                category_id=ids[k],
-                bbox=(b["x1"], b["y1"], round(b["x2"] - b["x1"], digits), round(b["y2"] - b["y1"], digits)),
-                score=score,
-            )
-            for b, score, k in rows(done, options)
+            cls(image_id=image_id, category_id=ids[one["class"]], score=one["confidence"], **more)
+            for one, more in zip(found, fields, strict=True)
         ]
 
 

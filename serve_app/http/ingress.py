@@ -135,9 +135,9 @@ class Ingress:
 class SingleProcessIngress(Ingress):
     """The ingress with all stages in its own process (`placement: together`)."""
 
-    def __init__(self, settings: AppSettings, weights: str, size: int) -> None:
-        self._detector = Detector(settings, weights, size)
-        stages = Preprocessor(settings, size), self._detector, Postprocessor(settings)
+    def __init__(self, settings: AppSettings, weights: str, size: int, task: str) -> None:
+        self._detector = Detector(settings, weights, size, task)
+        stages = Preprocessor(settings, size, task), self._detector, Postprocessor(settings)
         super().__init__(settings, *(LocalHandle(stage, settings.max_waiting_images) for stage in stages))
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The Open Inference Protocol v2 of KServe and Triton. Requests take the same path as those of `/v1/predict`.
 
 In: one BYTES tensor `image` of N encoded images, as base64 in JSON or unencoded in the binary extension; options are in
-`parameters`. Out: one row for each box; `image_index` is the image that it belongs to.
+`parameters`. Out: one row for each object; `image_index` is the image that it belongs to. The task adds its tensors.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter, Request
 
 from serve_app import __version__, deadline
@@ -18,15 +17,16 @@ from serve_app.graph.payloads import Finished
 from serve_app.http import body, json_text, request_options
 from serve_app.http.predict import all_of, recognise
 from serve_app.http.recognition_service import RecognitionService
-from serve_app.http.schemas import rows
+from serve_app.http.schemas import results_of
 from serve_app.http.upload import Upload, check_count
 from serve_app.settings import AppSettings, PredictOptions
+from serve_app.vision.tasks.by_name import TASKS
+from serve_app.vision.tasks.task import Task
 from serve_app.weights.identity import Weights
 
 INPUT: dict[str, Any] = {"name": "image", "datatype": "BYTES", "shape": [-1]}
-OUTPUTS: list[dict[str, Any]] = [
-    {"name": "image_index", "datatype": "INT64", "shape": [-1]},
-    {"name": "boxes", "datatype": "FP32", "shape": [-1, 4]},
+INDEX: dict[str, Any] = {"name": "image_index", "datatype": "INT64", "shape": [-1]}
+OF_ALL_TASKS: list[dict[str, Any]] = [
     {"name": "scores", "datatype": "FP32", "shape": [-1]},
     {"name": "class_ids", "datatype": "INT64", "shape": [-1]},
     {"name": "class_names", "datatype": "BYTES", "shape": [-1]},
@@ -50,7 +50,7 @@ def router(service: RecognitionService) -> APIRouter:
             "versions": [live.sha256],
             "platform": "pytorch",
             "inputs": [INPUT],
-            "outputs": OUTPUTS,
+            "outputs": tensors_of(TASKS[live.task]),
         }
 
     @routes.get("/models/{model}/ready")
@@ -62,10 +62,10 @@ def router(service: RecognitionService) -> APIRouter:
     @routes.post("/models/{model}/versions/{version}/infer")
     async def infer(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
         async with deadline.until(request.headers.get(deadline.HEADER), service.settings.timeout_s) as expires_at:
-            await live_model(service, model, version)
+            live = await live_model(service, model, version)
             content = await body.read(request, service.settings)
             header, images = parse(content, request.headers.get(BINARY), service.settings)
-            wanted = outputs(header.get("outputs"))
+            wanted = outputs(header.get("outputs"), TASKS[live.task])
             given = {k: v for k, v in (header.get("parameters") or {}).items() if k not in PROTOCOL_PARAMETERS}
             sent = Upload(images, request_options.parse(given, only_json=True))
             done = await recognise(service, request, sent, expires_at)
@@ -148,11 +148,16 @@ def split(data: bytes, size: int) -> list[bytes]:
     return parts
 
 
-def outputs(requested: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - whatever the JSON holds
+def tensors_of(task: Task) -> list[dict[str, Any]]:
+    """All output tensors of a task."""
+    return [INDEX, *task.tensors, *OF_ALL_TASKS]
+
+
+def outputs(requested: Any, task: Task) -> list[dict[str, Any]]:  # noqa: ANN401 - whatever the JSON holds
     """The output tensors that a request asks for, in its order; all when it names none. Raises MalformedRequest."""
     if not requested:
-        return OUTPUTS
-    known = {output["name"]: output for output in OUTPUTS}
+        return tensors_of(task)
+    known = {output["name"]: output for output in tensors_of(task)}
     try:
         names = [output["name"] for output in requested]
         unknown = [name for name in names if name not in known]
@@ -168,19 +173,19 @@ def outputs(requested: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - whatever 
 
 def answer(done: list[Finished], options: PredictOptions, wanted: list[dict[str, Any]]) -> dict[str, Any]:
     """The model and the wanted output tensors of the response."""
-    table = [(i, *row) for i, one in enumerate(done) for row in rows(one, options)]
-    names = done[0].weights.class_names
+    weights, task = done[0].weights, TASKS[done[0].weights.task]
+    table = [(i, one) for i, image in enumerate(done) for one in results_of(image, options)]
+    found = [one for _, one in table]
     columns: list[tuple[list[Any], list[int]]] = [
-        ([i for i, *_ in table], [len(table)]),
-        (np.array([list(box.values()) for _, box, *_ in table]).ravel().tolist(), [len(table), 4]),
-        ([score for *_, score, _ in table], [len(table)]),
-        ([k for *_, k in table], [len(table)]),
-        ([names[k] for *_, k in table], [len(table)]),
+        ([i for i, _ in table], [len(table)]),
+        *task.columns(found),
+        *(([one[key] for one in found], [len(table)]) for key in ("confidence", "class", "name")),
     ]
-    tensors = [o | {"shape": shape, "data": data} for o, (data, shape) in zip(OUTPUTS, columns, strict=True)]
+    pairs = zip(tensors_of(task), columns, strict=True)
+    tensors = [tensor | {"shape": shape, "data": data} for tensor, (data, shape) in pairs]
     by_name = {tensor["name"]: tensor for tensor in tensors}
     return {
-        "model_name": done[0].weights.name,
-        "model_version": done[0].weights.sha256,
+        "model_name": weights.name,
+        "model_version": weights.sha256,
         "outputs": [by_name[output["name"]] for output in wanted],
     }

@@ -55,7 +55,7 @@ VISIBLE = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}"  # as they are in a header, with lett
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": PredictAnswer | list[CocoResult],
-        "description": "Boxes; with `format=image` a JPEG, with `format=coco` a list of COCO results",
+        "description": "What was found; with `format=image` a JPEG, with `format=coco` a list of COCO results",
         "content": {"image/jpeg": {}},
     }
 }
@@ -66,7 +66,7 @@ def router(service: RecognitionService) -> APIRouter:
     routes = APIRouter()
 
     async def predict(request: Request) -> Response:
-        """Detects objects in one or more images. Boxes are in pixels of the upright original."""
+        """Finds what is on one or more images. Coordinates are in pixels of the upright original."""
         started = time.perf_counter()  # the event loop's clock has a resolution of 1 ms
         async with deadline.until(request.headers.get(deadline.HEADER), service.settings.timeout_s) as expires_at:
             sent = await upload.read(request, service.settings)
@@ -102,7 +102,7 @@ async def recognise(
             raise one
     for one in done:
         if isinstance(one, Finished):
-            request_options.check_classes(sent.options, one)
+            request_options.check(sent.options, one)
     if all(isinstance(one, AppError) for one in done):
         raise done[0]  # type: ignore[misc] # the line above checks its type
     log_outcome(request, sent.options, done)  # type: ignore[arg-type] # the first loop checks the types
@@ -116,7 +116,7 @@ def render(request: Request, options: PredictOptions, done: list[Finished | AppE
         return Response(finished[0].drawn, media_type="image/jpeg")
     if options.format == "coco":
         lines = [line for i, one in enumerate(all_of(done)) for line in CocoResult.of(i, one, options)]
-        return JSONResponse([line.model_dump() for line in lines])
+        return JSONResponse([line.model_dump(exclude_none=True) for line in lines])
     images = image_answers(done, options)
     model = ModelCard.of(finished[0].weights)
     meta = Metadata(request_id=request_id(request), model=model, image_count=len(done))

@@ -19,6 +19,7 @@ from serve_app import tracing
 from serve_app.errors import AppError
 from serve_app.graph.payloads import Finished, slowest_ms
 from serve_app.settings import PredictOptions
+from serve_app.vision.tasks.by_name import TASKS
 
 logger = logging.getLogger("ray.serve")
 LOGGED_PATHS = ("/v1/", "/v2/models/", "/invocations")
@@ -84,7 +85,7 @@ def log_outcome(request: HTTPConnection, options: PredictOptions, done: list[Fin
         "failed": len(done) - len(finished),
         "batch_size": max(f.batch_size for f in finished),
     }
-    log_facts(request, **slowest, **model, **count, detections=sum(len(f.detections.class_id) for f in finished))
+    log_facts(request, **slowest, **model, **count, detections=sum(len(f.found) for f in finished))
     if request.scope.get(DETAILED):
         log_facts(request, options=options.model_dump(mode="json"), details=[detail(one) for one in done])
 
@@ -93,5 +94,5 @@ def detail(one: Finished | AppError) -> dict[str, Any]:
     """The details of one image in a sampled request: its error's code, or its shape and objects by class name."""
     if isinstance(one, AppError):
         return {"code": one.code}
-    names = one.weights.class_names
-    return {"shape": one.shape, "found": Counter(names[k] for k in one.detections.class_id.tolist())}
+    names, counted = one.weights.class_names, TASKS[one.weights.task].counted(one.found)
+    return {"shape": one.shape, "found": Counter(names[k] for k in counted.tolist())}

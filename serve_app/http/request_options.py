@@ -1,4 +1,4 @@
-"""The options of one request: parsed, and held against the classes of the weights that answered."""
+"""The options of one request: parsed, and held against the task and the classes of the weights that answered."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from serve_app.errors import InvalidParameter, MalformedRequest
 from serve_app.graph.payloads import Finished
 from serve_app.http import json_text
 from serve_app.settings import MAX_CLASSES, PredictOptions
+from serve_app.vision.tasks.by_name import TASKS
 
 MAX_OPTIONS = 16
 
@@ -44,15 +45,20 @@ def parse(given: dict[str, Any], only_json: bool = False) -> PredictOptions:
     return options
 
 
-def check_classes(options: PredictOptions, done: Finished) -> None:
-    """Raises InvalidParameter if `classes` or `conf` names a class that the weights that answered do not have."""
-    names = done.weights.class_names
+def check(options: PredictOptions, done: Finished) -> None:
+    """Raises InvalidParameter for an option of another task, or a class that the weights that answered do not have."""
+    name, task, names = done.weights.name, TASKS[done.weights.task], done.weights.class_names
+    if others := sorted(options.model_fields_set - task.options):
+        having = ", ".join(other.name for other in TASKS.values() if others[0] in other.options)
+        raise InvalidParameter(f"`{others[0]}`: only {having} has this option, the task of {name} is {task.name}")
+    if options.format == "coco" and not task.in_coco:
+        raise InvalidParameter(f"`format`: COCO has none for the task of {name}, {task.name}")
     wanted = {"classes": options.classes or (), "conf": options.conf if isinstance(options.conf, dict) else ()}
     for option, classes in wanted.items():
         unknown = [k for k in classes if (k >= len(names) if isinstance(k, int) else k not in names)]
         if unknown:
             first = f"id {unknown[0]}" if isinstance(unknown[0], int) else f"name {unknown[0]!r}"
             raise InvalidParameter(
-                f"`{option}`: {done.weights.name} has no class with the {first}: "
+                f"`{option}`: {name} has no class with the {first}: "
                 f"its ids are 0 to {len(names) - 1}, /v1/models has their names"
             )

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, Field, computed_field
 
 from serve_app.errors import AppError
 from serve_app.settings import PredictOptions
+from serve_app.vision.tasks import results
+from serve_app.vision.tasks.by_name import TASKS
+from serve_app.vision.tasks.task import Units
 
 if TYPE_CHECKING:
     from serve_app.graph.payloads import Finished, Serving
@@ -26,15 +29,37 @@ class Box(BaseModel):
     y2: float
 
 
-class Result(BaseModel):
-    """One detected object."""
+class TurnedBox(Box):
+    """The four corners of an oriented box, in their order around it (obb)."""
 
-    model_config = ConfigDict(populate_by_name=True)
+    x3: float
+    y3: float
+    x4: float
+    y4: float
+
+
+class Segments(BaseModel):
+    """The outline of an object, in the units of its box; empty where its mask is."""
+
+    x: list[float]
+    y: list[float]
+
+
+class Keypoints(Segments):
+    """The key points of an object, in the order of the model's training, in the units of its box."""
+
+    visible: list[float] | None = Field(None, description="0 to 1 for each point, if the model says it")
+
+
+class Result(BaseModel):
+    """One object, or with a model that classifies, one class of the photo."""
 
     class_id: int = Field(alias="class", examples=[5])
     name: str = Field(examples=["bus"])
     confidence: float = Field(examples=[0.87])
-    box: Box
+    box: TurnedBox | Box | None = Field(None, description="none if the model classifies")
+    segments: Segments | None = Field(None, description="if the model segments, and unless `masks=false`")
+    keypoints: Keypoints | None = Field(None, description="if the model estimates poses")
 
 
 class Speed(BaseModel):
@@ -67,12 +92,8 @@ class ImageAnswer(BaseModel):
 
     @classmethod
     def of(cls, done: Finished, options: PredictOptions) -> ImageAnswer:
-        """Rounds confidence to 0.00001, times to 0.01 ms, and corners as requested."""
-        names = done.weights.class_names
-        results = [
-            Result.model_construct(class_id=k, name=names[k], confidence=score, box=Box.model_validate(box))
-            for box, score, k in rows(done, options)
-        ]
+        """Rounds times to 0.01 ms, and coordinates as requested."""
+        results = [Result.model_validate(one) for one in results_of(done, options)]
         preprocess, inference, postprocess, queue = (
             round(s * 1000, 2) for s in (done.preprocess_s, done.inference_s, done.postprocess_s, done.queue_s)
         )
@@ -85,15 +106,11 @@ class ImageAnswer(BaseModel):
         return cls(error=ImageError(status=error.status, code=error.code, detail=str(error)))
 
 
-def rows(done: Finished, options: PredictOptions) -> list[tuple[dict[str, float], float, int]]:
-    """Each box as (corners x1 y1 x2 y2, confidence, class id), rounded; corners in pixels or fractions."""
-    corners = done.detections.xyxy.astype(float)  # a float32 rounded to 31.04 would print as 31.040000915527344
-    if options.normalize:
-        height, width = done.shape
-        corners = corners / (width, height, width, height)
-    boxes = (dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)) for box in corners.round(options.digits).tolist())
-    scores = done.detections.confidence.astype(float).round(5).tolist()
-    return list(zip(boxes, scores, done.detections.class_id.tolist(), strict=True))
+def results_of(done: Finished, options: PredictOptions) -> list[results.Result]:
+    """What was found in one image, in pixels or fractions, rounded as requested."""
+    height, width = done.shape if options.normalize else (1, 1)
+    units = Units(width, height, options.digits)
+    return results.of(done.found, TASKS[done.weights.task], done.weights.class_names, units)
 
 
 class ModelCard(BaseModel):
@@ -129,6 +146,7 @@ class ServedModel(ModelCard):
     """The live weights of a Detector replica, and its previous, loading and refused ones."""
 
     uri: str = Field(description="their pinned address")
+    task: str = Field(description="`detect`, `segment`, `pose`, `obb` or `classify`")
     classes: dict[int, str]
     image_size: int = Field(description="side of the network input, in pixels")
     trained_size: int | None = Field(description="that of the training, where the manifest or the file says it")
@@ -145,6 +163,7 @@ class ServedModel(ModelCard):
         return cls(
             **card,
             uri=live.uri,
+            task=live.weights.task,
             classes=dict(enumerate(live.weights.class_names)),
             image_size=live.image_size,
             trained_size=live.weights.trained_size,

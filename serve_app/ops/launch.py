@@ -78,18 +78,20 @@ def run(config_path: Path, folder: Path) -> None:
 
 
 def wait_until_ready(application: str) -> None:
-    """Returns when every stage is warm at a URL that ends with a slash.
+    """Returns when every stage of the application at a URL that ends with a slash is warm, and all others run.
 
     Raises CommandFailed when a deployment fails, or after START_TIMEOUT_S.
     """
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        for name, app in serve.status().applications.items():
+        applications = serve.status().applications
+        for name, app in applications.items():
             if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
                 stages = [deployment.message for deployment in app.deployments.values()]
                 raise CommandFailed(preflight.failure(name, [app.message, *stages]))
         try:
-            if httpx.get(f"{application}readyz", timeout=10, trust_env=False).status_code == httpx.codes.OK:
+            warm = httpx.get(f"{application}readyz", timeout=10, trust_env=False).status_code == httpx.codes.OK
+            if warm and all(app.status == "RUNNING" for app in applications.values()):
                 return
         except httpx.TransportError:
             pass

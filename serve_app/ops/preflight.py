@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ValidationError
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from serve_app.errors import CommandFailed, WeightsError
 from serve_app.http import auth
@@ -47,18 +47,26 @@ def check(path: Path, difference: str) -> Checked:
         schema = ServeDeploySchema.model_validate(content)
         if not schema.applications:
             raise ValueError("not a complete Serve configuration: it has no application")
-        application, http = schema.applications[0], schema.http_options
-        prefix = application.route_prefix
-        if not prefix or not ROUTE_PREFIX.fullmatch(prefix):
-            raise ValueError(f"route_prefix {prefix!r} is not a path like / or /photos")
-        settings = AppSettings.model_validate(application.args)
-        for deployment in application.deployments:
-            if isinstance(deployment.user_config, dict):
-                DetectorSettings.model_validate(deployment.user_config)
-        if settings.api_keys_file:
-            auth.read(ROOT / settings.api_keys_file)
-        weights = loader.pin(settings.weights, settings).uri
+        first, *others = schema.applications
+        weights = check_application(first)
+        for other in others:
+            if other.import_path == first.import_path:
+                check_application(other)
+        prefix, http = str(first.route_prefix), schema.http_options
         return Checked(content, weights, http.host, http.port, prefix.rstrip("/") + "/")
+
+
+def check_application(application: ServeApplicationSchema) -> str:
+    """The pinned URI of its weights. Raises ValueError, OSError or WeightsError."""
+    prefix, settings = application.route_prefix, AppSettings.model_validate(application.args)
+    if not prefix or not ROUTE_PREFIX.fullmatch(prefix):
+        raise ValueError(f"route_prefix {prefix!r} is not a path like / or /photos")
+    for deployment in application.deployments:
+        if isinstance(deployment.user_config, dict):
+            DetectorSettings.model_validate(deployment.user_config)
+    if settings.api_keys_file:
+        auth.read(ROOT / settings.api_keys_file)
+    return loader.pin(settings.weights, settings).uri
 
 
 @contextmanager

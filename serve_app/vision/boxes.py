@@ -1,11 +1,11 @@
-"""Turns the network's raw head into final boxes: threshold, NMS, and back to the photo's pixels.
+"""From a network's head to boxes: threshold, NMS, and back to the photo's pixels. The tasks build on these steps.
 
 Boxes are `xyxy`: x1, y1, x2, y2 in pixels, origin at the top left. Uses NumPy only and must not know the engine.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,25 +18,30 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """N boxes: xyxy float32 (N, 4), confidence float32 (N,) in 0..1, class_id int64 (N,)."""
+    """N boxes: xyxy float32 (N, 4), confidence float32 (N,) in 0..1, class_id int64 (N,).
+
+    `extra` float32 (N, E) has what else the head says of each box; its task knows what that is.
+    """
 
     xyxy: Floats
     confidence: Floats
     class_id: Ints
+    extra: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.confidence)
 
     def take(self, keep: NDArray[np.intp] | NDArray[np.bool_]) -> Detections:
         """The boxes selected by `keep`: int indices, or a bool mask (N,)."""
-        return Detections(self.xyxy[keep], self.confidence[keep], self.class_id[keep])
+        extra = None if self.extra is None else self.extra[keep]
+        return Detections(self.xyxy[keep], self.confidence[keep], self.class_id[keep], extra)
 
 
 def candidates(head: Floats, conf: float | Floats) -> Detections:
     """Every anchor whose best class has a score of at least `conf`, best first, in pixels of the network input.
 
-    `head` is float32 (6, A) of one image, see `Engine`: centre x, centre y, width, height, score, class id. `conf` is
-    one number for all classes, or float32 (C,) with one for each class id.
+    `head` is float32 (6 + E, A) of one image: centre x, centre y, width, height, score, class id, and what the task
+    adds. `conf` is one number for all classes, or float32 (C,) with one for each class id.
     """
     confidence = head[4]
     chosen = np.flatnonzero(confidence >= np.min(conf))
@@ -44,7 +49,8 @@ def candidates(head: Floats, conf: float | Floats) -> Detections:
         chosen = chosen[confidence[chosen] >= conf[head[5, chosen].astype(np.int64)]]
     best_first = chosen[np.argsort(-confidence[chosen], kind="stable")]
     xyxy = np.ascontiguousarray(corners(head[:4, best_first]))
-    return Detections(xyxy, confidence[best_first], head[5, best_first].astype(np.int64))
+    extra = np.ascontiguousarray(head[6:, best_first].T) if len(head) > 6 else None
+    return Detections(xyxy, confidence[best_first], head[5, best_first].astype(np.int64), extra)
 
 
 def corners(xywh: Floats) -> Floats:
@@ -78,14 +84,24 @@ def non_max_suppression(found: Detections, iou: float, max_det: int, agnostic: b
     return found.take(np.array(kept, np.intp))
 
 
-def final(head: Floats, letterbox: Letterbox, conf: float, iou: float = 0.7, max_det: int = 300) -> Detections:
-    """The detections of one image in pixels of the photo: `candidates`, NMS and `to_photo`, as the stages run them."""
-    return to_photo(non_max_suppression(candidates(head, conf), iou, max_det), letterbox)
-
-
 def to_photo(found: Detections, letterbox: Letterbox) -> Detections:
     """Converts boxes from pixels of the network input to pixels of the photo, and clips them at its edges."""
-    offset = np.array([letterbox.left, letterbox.top] * 2, np.float32)
-    scale = np.array([letterbox.scale_x, letterbox.scale_y] * 2, np.float32)
-    limit = np.array([letterbox.width, letterbox.height] * 2, np.float32)
-    return Detections(((found.xyxy - offset) / scale).clip(0, limit), found.confidence, found.class_id)
+    corners_xy = found.xyxy.reshape(-1, 2, 2)
+    return replace(found, xyxy=points_to_photo(corners_xy, letterbox).reshape(-1, 4))
+
+
+def points_to_photo(points: Floats, letterbox: Letterbox) -> Floats:
+    """Converts points (…, 2) from pixels of the network input to pixels of the photo, and clips them at its edges."""
+    offset = np.array((letterbox.left, letterbox.top), np.float32)
+    scale = np.array((letterbox.scale_x, letterbox.scale_y), np.float32)
+    limit = np.array((letterbox.width, letterbox.height), np.float32)
+    return ((points - offset) / scale).clip(0, limit)
+
+
+def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """Intersection over union of two boxes x1, y1, x2, y2."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    shared = max(width, 0) * max(height, 0)
+    areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (one, other)]
+    return shared / (sum(areas) - shared) if shared else 0.0

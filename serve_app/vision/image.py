@@ -75,19 +75,21 @@ def decode(data: bytes, max_pixels: int, max_frames: int = 1000) -> NDArray[np.u
         return upright(image)
 
 
-def prepare(data: bytes, size: int, max_pixels: int, max_frames: int = 1000) -> tuple[NDArray[np.uint8], Letterbox]:
-    """`decode` and `letterbox` in one: returns the network input and its Letterbox.
+def prepare(
+    data: bytes, size: int, max_pixels: int, max_frames: int = 1000, *, crops: bool = False
+) -> tuple[NDArray[np.uint8], Letterbox]:
+    """`decode`, then `letterbox` or, with `crops`, `middle_square`: returns the network input and its Letterbox.
 
     A JPEG larger than the network input is decoded at 1/2, 1/4 or 1/8 of its size by the JPEG's own scaling. The
-    decoded image is never smaller than the letterboxed one, so the last step always shrinks. Raises the errors of
-    `decode`.
+    decoded image is never smaller than the scaled one, so the last step always shrinks. Raises the errors of `decode`.
     """
     with opened(data, max_pixels, max_frames) as image:
         width, height = image.size
-        ratio = size / max(width, height)
+        ratio = size / (min if crops else max)(width, height)
         image.draft(None, (math.ceil(width * ratio), math.ceil(height * ratio)))  # only has an effect on JPEG
         rgb = upright(image)  # must come before `orientation`: a damaged PNG has to fail here
-        return letterbox(rgb, size, (width, height) if orientation(image) >= 5 else (height, width))
+        shape = (width, height) if orientation(image) >= 5 else (height, width)
+        return middle_square(rgb, size, shape) if crops else letterbox(rgb, size, shape)
 
 
 @contextmanager
@@ -151,6 +153,23 @@ def letterbox(
     network_input = np.empty((padded_h, padded_w, 3), np.uint8)
     left, top = centre(network_input, scaled)  # type: ignore[arg-type] # OpenCV's types know no dtype
     return network_input, Letterbox(width, height, w / width, h / height, left, top)
+
+
+def middle_square(
+    image_hwc: NDArray[np.uint8], size: int, shape: tuple[int, int]
+) -> tuple[NDArray[np.uint8], Letterbox]:
+    """Scales RGB uint8 (H, W, 3) so that its shorter side has `size` pixels, and returns the square in its middle.
+
+    Scales by Pillow and rounds as the training's own transforms do (torchvision's Resize and CenterCrop). `shape` is
+    the photo's own (height, width). Returns uint8 (size, size, 3); `left` and `top` of its Letterbox are not positive.
+    """
+    height, width = shape
+    short = min(height, width)
+    h, w = (size if side == short else int(size * side / short) for side in shape)
+    scaled = np.asarray(Image.fromarray(image_hwc).resize((w, h), Image.Resampling.BILINEAR))
+    left, top = round((w - size) / 2), round((h - size) / 2)
+    square = scaled[top : top + size, left : left + size].copy()
+    return square, Letterbox(width, height, w / width, h / height, -left, -top)
 
 
 def centre(place: NDArray[np.uint8], image_hwc: NDArray[np.uint8]) -> tuple[int, int]:

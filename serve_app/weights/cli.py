@@ -23,8 +23,8 @@ def pull(args: argparse.Namespace) -> int:
 def make_golden(args: argparse.Namespace) -> int:
     """Writes a golden set: photos, and the objects these weights find on them. Review it before you use it."""
     loaded, size = load(args.weights, args)
-    made = golden_set.make(loaded.engine, loaded.weights.class_names, args.photos, size)
-    args.out.write_text(made.model_dump_json(indent=1))
+    made = golden_set.make(loaded.engine, args.photos, size)
+    args.out.write_text(made.model_dump_json(indent=1, exclude_none=True))
     for photo in made.photos:
         print(f"{photo.file}: {', '.join(f'{o.name} {o.score:.0%}' for o in photo.objects) or 'nothing'}")
     print(f"{args.out}: {len(made.photos)} photos, {sum(len(p.objects) for p in made.photos)} objects")
@@ -37,9 +37,16 @@ def publish(args: argparse.Namespace) -> int:
     chosen = golden_set.Golden.model_validate_json(args.golden.read_bytes()) if args.golden else None
     loaded, size = load(args.file, args)
     if chosen:
-        golden_set.check(chosen, loaded.engine, loaded.weights.class_names, size)
+        golden_set.check(chosen, loaded.engine, size)
     bytes_, names = Path(found.uri).stat().st_size, loaded.weights.class_names
-    manifest = Manifest(sha256=found.sha256, bytes=bytes_, class_names=names, image_size=size, golden=chosen)
+    manifest = Manifest(
+        sha256=found.sha256,
+        bytes=bytes_,
+        class_names=names,
+        image_size=size,
+        task=loaded.engine.task.name,
+        golden=chosen,
+    )
     print(store.Store(args.endpoint_url).publish(Path(found.uri), manifest, args.uri).uri)
     if not chosen:
         print("published without a golden set: only tested that the output is finite", file=sys.stderr)
@@ -51,7 +58,10 @@ def verify(args: argparse.Namespace) -> int:
     loaded, size = load(args.uri, args)
     manifest = loaded.pinned.manifest
     photos = len(manifest.golden.photos) if manifest and manifest.golden else 0
-    print(f"{loaded.pinned.uri}\n{len(loaded.weights.class_names)} classes, {size} px, golden photos: {photos}")
+    print(
+        f"{loaded.pinned.uri}\n"
+        f"{loaded.weights.task}, {len(loaded.weights.class_names)} classes, {size} px, golden photos: {photos}"
+    )
     print(", ".join(f"{step} {took:.2f} s" for step, took in loaded.seconds.items()))
     return 0
 
@@ -68,6 +78,8 @@ def compare(args: argparse.Namespace) -> int:
     from serve_app.weights import comparison
 
     (a, size_a), (b, size_b) = load(args.a, args), load(args.b, args)
+    if a.weights.task != b.weights.task:
+        raise WrongWeights(f"A is for the task {a.weights.task}, B for {b.weights.task}: only one task can be compared")
     print(comparison.run((a, size_a), (b, size_b), args.photos, args.sheet))
     return 0
 
@@ -83,7 +95,7 @@ def load(uri: str, args: argparse.Namespace) -> tuple[Loaded, int]:
     if pinned.manifest and size != pinned.manifest.image_size:
         raise WrongWeights(f"--image-size is {size} px, but the manifest of {uri} says {pinned.manifest.image_size} px")
     get = partial(loader.fetch, settings=settings)
-    loaded = loader.load(pinned.uri, get, settings=settings, size=size, device="cpu", batch_sizes={1})
+    loaded = loader.load(pinned.uri, get, settings=settings, size=size, task=pinned.task, device="cpu", batch_sizes={1})
     return loaded, size
 
 

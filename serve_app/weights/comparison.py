@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from serve_app.errors import AppError
 from serve_app.vision import drawing
+from serve_app.vision.tasks.task import Task
 from serve_app.weights import golden_set
 from serve_app.weights.golden_set import Expected
 from serve_app.weights.loader import Loaded
@@ -54,11 +56,11 @@ def run(a: tuple[Loaded, int], b: tuple[Loaded, int], folder: Path, sheet: Path)
     for photo in tqdm(sorted(p for p in folder.iterdir() if p.is_file()), unit="photo"):
         try:
             content = photo.read_bytes()
-            found = [golden_set.found(x.engine, x.weights.class_names, content, size, CONF) for x, size in (a, b)]
+            found = [golden_set.found(x.engine, content, size, CONF) for x, size in (a, b)]
         except AppError as error:
             unread.append(f"{photo.name}: {error}")
         else:
-            differences.append(difference(photo, *found))
+            differences.append(difference(a[0].engine.task, photo, *found))
     worst = [d for d in sorted(differences, key=lambda d: -d.size) if d.size][:SHOWN]
     if worst:
         contact_sheet(worst, sheet)
@@ -76,7 +78,7 @@ def run(a: tuple[Loaded, int], b: tuple[Loaded, int], folder: Path, sheet: Path)
     return "\n".join([*lines, f"photos that differ most, A left, B right: {sheet}"] if worst else lines)
 
 
-def difference(photo: Path, a: list[Expected], b: list[Expected]) -> Difference:
+def difference(task: Task, photo: Path, a: list[Expected], b: list[Expected]) -> Difference:
     """Pairs the boxes of A with those of B.
 
     Starts with A's most confident box. Takes the box of the same class with the largest IoU; then, for boxes still
@@ -85,15 +87,15 @@ def difference(photo: Path, a: list[Expected], b: list[Expected]) -> Difference:
     unmatched_b, unmatched_a, overlaps = list(b), [], []
     for one in a:
         same_class = (o for o in unmatched_b if o.name == one.name)
-        best = max(same_class, key=lambda o: golden_set.overlap(o.box, one.box), default=None)
-        if best and (shared := golden_set.overlap(best.box, one.box)) >= SAME:
+        best = max(same_class, key=lambda o: task.overlap(o.part, one.part), default=None)
+        if best and (shared := task.overlap(best.part, one.part)) >= SAME:
             unmatched_b.remove(best)
             overlaps.append(shared)
         else:
             unmatched_a.append(one)
     renamed = 0
     for one in list(unmatched_a):
-        other = next((o for o in unmatched_b if golden_set.overlap(o.box, one.box) >= SAME), None)
+        other = next((o for o in unmatched_b if task.overlap(o.part, one.part) >= SAME), None)
         if other:
             unmatched_a.remove(one)
             unmatched_b.remove(other)
@@ -108,8 +110,7 @@ def contact_sheet(worst: list[Difference], target: Path) -> None:
         with Image.open(d.photo) as file:
             photo = ImageOps.exif_transpose(file).convert("RGB")
         for objects in (d.a, d.b):
-            labelled = [(*o.box, sum(o.name.encode()), f"{o.name} {o.score:.0%}") for o in objects]
-            drawn = drawing.draw(photo, labelled)
+            drawn = drawing.draw(photo, [o.part | labels(o) for o in objects])
             tiles.append(drawn.resize((TILE, max(1, drawn.height * TILE // drawn.width))))
     pairs = list(zip(tiles[::2], tiles[1::2], strict=True))
     sheet = Image.new("RGB", (2 * TILE, sum(left.height for left, _ in pairs)))
@@ -119,3 +120,8 @@ def contact_sheet(worst: list[Difference], target: Path) -> None:
         sheet.paste(right, (TILE, top))
         top += left.height
     target.write_bytes(drawing.to_jpeg(sheet))
+
+
+def labels(one: Expected) -> dict[str, Any]:
+    """What a drawing says of an object. The colour depends on the name, because A and B may have other class ids."""
+    return {"class": sum(one.name.encode()), "name": one.name, "confidence": one.score}

@@ -8,32 +8,47 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, PositiveFloat
 
 from serve_app.errors import GoldenFailed
-from serve_app.vision import boxes, drawing, image
-from serve_app.vision.engines.engine import Heads
+from serve_app.settings import PredictOptions
+from serve_app.vision import drawing, image
+from serve_app.vision.tasks import results
+from serve_app.vision.tasks.task import Part, Units, recognise
 
-Forward = Callable[[NDArray[np.uint8]], Heads]
+if TYPE_CHECKING:
+    from serve_app.vision.engines.engine import Engine
+
 SURE = 0.5  # least confidence of an expected object, and of one that counts as unexpected
 MAX_PIXELS, SIDE = 52_000_000, 640  # largest photo to read; longest side of the copy in the set, in pixels
 TIMED = 5  # forward passes of each network, alternating; the fastest counts, as other work slows some of them down
 
 
 class Expected(BaseModel):
-    """An object that must be found: `box` is x1, y1, x2, y2 in pixels of the upright photo, `score` is 0 to 1."""
+    """An object that must be found: `score` is 0 to 1, and the rest as in an answer, in pixels of the upright photo.
+
+    `box` is x1, y1, x2, y2, or the four corners of a turned one; it is empty for a class of the whole photo.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    box: tuple[float, float, float, float]
+    box: tuple[float, ...]
     score: float
+    segments: dict[str, tuple[float, ...]] | None = None
+    keypoints: dict[str, tuple[float, ...]] | None = None
+
+    @property
+    def part(self) -> Part:
+        """Its part of an answer."""
+        names = [f"{axis}{i + 1}" for i in range(len(self.box) // 2) for axis in ("x", "y")]
+        given = {"box": dict(zip(names, self.box, strict=True)), "segments": self.segments, "keypoints": self.keypoints}
+        return {key: value for key, value in given.items() if value}
 
 
 class Photo(BaseModel):
@@ -69,43 +84,52 @@ class Golden(BaseModel):
     limits: Limits = Limits()
 
 
-def found(forward: Forward, names: tuple[str, ...], photo: bytes, size: int, conf: float) -> list[Expected]:
+def found(engine: Engine, photo: bytes, size: int, conf: float) -> list[Expected]:
     """The objects a network finds in an encoded photo, most confident first.
 
-    `size` is the side of the network input in pixels, `conf` the least confidence. Boxes are rounded to 0.1 pixels,
-    scores to 0.001. Raises AppErrors for a photo that cannot be read.
+    `size` is the side of the network input in pixels, `conf` the least confidence. Pixels are rounded to 0.1, scores to
+    0.001. Raises AppErrors for a photo that cannot be read.
     """
-    network_input, letterbox = image.prepare(photo, size, MAX_PIXELS)
-    detections = boxes.final(forward(network_input[None])[0], letterbox, conf)
-    corners = detections.xyxy.astype(float).round(1).tolist()
-    rows = zip(corners, detections.confidence.tolist(), detections.class_id.tolist(), strict=True)
-    return [Expected(name=names[k], box=tuple(xyxy), score=round(score, 3)) for xyxy, score, k in rows]
+    task, options = engine.task, PredictOptions(topk=1)
+    network_input, letterbox = image.prepare(photo, size, MAX_PIXELS, crops=task.crops)
+    objects = recognise(task, engine(network_input[None])[0], letterbox, conf, options)
+    return [
+        Expected(
+            name=one["name"],
+            box=tuple(one.get("box", {}).values()),
+            score=round(one["confidence"], 3),
+            segments=one.get("segments"),
+            keypoints=one.get("keypoints"),
+        )
+        for one in results.of(objects, task, engine.class_names, Units(digits=1))
+    ]
 
 
-def make(forward: Forward, names: tuple[str, ...], photos: list[Path], size: int) -> Golden:
+def make(engine: Engine, photos: list[Path], size: int) -> Golden:
     """A golden set of the objects this network finds with confidence of at least 0.5. Raises AppErrors, see `found`."""
     made = []
     for path in photos:
         picture = Image.fromarray(image.decode(path.read_bytes(), MAX_PIXELS))
         picture.thumbnail((SIDE, SIDE))
         jpeg = drawing.to_jpeg(picture)
-        sure = tuple(o for o in found(forward, names, jpeg, size, SURE))
+        sure = tuple(o for o in found(engine, jpeg, size, SURE))
         name = path.name.encode(errors="backslashreplace").decode()  # a name that is not UTF-8 does not fit into JSON
         made.append(Photo(file=name, jpeg=base64.b64encode(jpeg), objects=sure))
     return Golden(photos=tuple(made))
 
 
-def check(golden: Golden, forward: Forward, names: tuple[str, ...], size: int) -> None:
+def check(golden: Golden, engine: Engine, size: int) -> None:
     """Raises GoldenFailed, with the first three objects, when too many are missed or unexpected."""
     limits = golden.limits
     missed: list[str] = []
     extra: list[str] = []
     for photo in golden.photos:
-        unmatched = found(forward, names, photo.jpeg, size, conf=0.05)
+        unmatched = found(engine, photo.jpeg, size, conf=0.05)
         for want in photo.objects:
             good = [f for f in unmatched if f.name == want.name and f.score >= want.score - limits.score_drop]
-            best = max(good, key=lambda f: overlap(f.box, want.box), default=None)
-            if best and overlap(best.box, want.box) >= limits.iou:
+            same = [f for f in good if f.part.keys() == want.part.keys()]  # else the set is of another task
+            best = max(same, key=lambda f: engine.task.overlap(f.part, want.part), default=None)
+            if best and engine.task.overlap(best.part, want.part) >= limits.iou:
                 unmatched.remove(best)
             else:
                 missed.append(f"{want.name} on {photo.file}")
@@ -117,28 +141,19 @@ def check(golden: Golden, forward: Forward, names: tuple[str, ...], size: int) -
             raise GoldenFailed(f"golden set: {len(stray)} {what} objects, limit {most:.0%} of {expected}: {some}")
 
 
-def check_speed(golden: Golden, forward: Forward, before: Forward, size: int) -> None:
+def check_speed(golden: Golden, engine: Engine, before: Engine, size: int) -> None:
     """Raises GoldenFailed when an image takes more than `limits.slowdown` times as long as with `before`.
 
     `before` is the network of the previous weights. Both run on a black image (1, size, size, 3).
     """
     network_input = np.zeros((1, size, size, 3), np.uint8)
-    times: dict[Forward, list[float]] = {forward: [], before: []}
+    times: dict[Engine, list[float]] = {engine: [], before: []}
     for _ in range(TIMED):
         for one, took in times.items():
             started = time.perf_counter()
             one(network_input)
             took.append(time.perf_counter() - started)
-    ratio = min(times[forward]) / min(times[before])
+    ratio = min(times[engine]) / min(times[before])
     if ratio > golden.limits.slowdown:
         limit = golden.limits.slowdown
         raise GoldenFailed(f"golden set: {ratio:.1f} times as slow as the previous weights, the limit is {limit:g}")
-
-
-def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
-    """Intersection over union of two boxes x1, y1, x2, y2."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    shared = max(width, 0) * max(height, 0)
-    areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (one, other)]
-    return shared / (sum(areas) - shared) if shared else 0.0

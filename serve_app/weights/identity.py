@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serve_app.errors import DamagedWeights, MissingWeights
 from serve_app.settings import ROOT
+from serve_app.vision.tasks.by_name import TASKS
 from serve_app.weights.golden_set import Golden
 
 MODELS = ROOT / "models"
@@ -43,7 +44,7 @@ class Manifest(BaseModel):
     bytes: int
     class_names: tuple[str, ...]
     image_size: int
-    task: Literal["detect"] = "detect"
+    task: Literal["detect", "segment", "pose", "obb", "classify"] = "detect"
     golden: Golden | None = None
 
 
@@ -57,6 +58,7 @@ class Weights:
     bundled: bool
     version: str | None = None  # S3 VersionId
     trained_size: int | None = None  # side of the training's network input in pixels, if known
+    task: str = "detect"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,14 @@ class Pinned:
     version: str | None
     manifest: Manifest | None
     trained_size: int | None = None
+    network: str | None = None  # Ultralytics' class of the network, as the file names it
+
+    @property
+    def task(self) -> str:
+        """The task by the manifest, or as the file says it; `detect` when nothing says it."""
+        if self.manifest:
+            return self.manifest.task
+        return next((task.name for task in TASKS.values() if task.network == self.network), "detect")
 
     @property
     def stated_size(self) -> int | None:
@@ -77,8 +87,8 @@ class Pinned:
 
     @property
     def image_size(self) -> int:
-        """Side of the network input these weights were trained for, in pixels; 640 when nothing says it."""
-        return self.stated_size or 640
+        """Side of the network input these weights were trained for, in pixels; their task's usual one if unknown."""
+        return self.stated_size or TASKS[self.task].image_size
 
 
 def pin_file(setting: str) -> Pinned:
@@ -100,25 +110,28 @@ def pin_file(setting: str) -> Pinned:
         raise DamagedWeights(f"{manifest_path} is not a valid weights manifest: {error}") from error
     if manifest and manifest.sha256 != sha256:
         raise DamagedWeights(f"{path} is not the file that {manifest_path.name} describes: the sha256 differs")
-    return Pinned(str(path), path.stem, sha256, None, manifest, trained_size(path))
+    return Pinned(str(path), path.stem, sha256, None, manifest, *stated(path))
 
 
-def trained_size(path: Path) -> int | None:
-    """Side of the training's network input (`imgsz`), rounded up to 32 pixels; None where the file does not say it.
+def stated(path: Path) -> tuple[int | None, str | None]:
+    """What a file says of its network; None each where it does not.
 
+    Side of the training's network input (`imgsz`), rounded up to 32 pixels, and Ultralytics' class of the network.
     Reads the steps of the checkpoint's pickle without taking any, because torch takes 2 s to import.
     """
     try:
         with ZipFile(path) as archive:
             (pickled,) = (info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
             if pickled.file_size > LARGEST_PICKLE:
-                return None
+                return None, None
             steps = [(step.name, value) for step, value, _ in pickletools.genops(archive.read(pickled))]
     except (BadZipFile, ValueError, OSError, EOFError, zlib.error):
-        return None  # the loader says what the file is
-    stated = [(name, value) for name, value in steps if name not in REMEMBER]
-    sizes = [size for (_, key), (_, size) in pairwise(stated) if key == "imgsz" and isinstance(size, int) and size > 0]
-    return -(-sizes[0] // 32) * 32 if sizes else None
+        return None, None  # the loader says what the file is
+    given = [value for name, value in steps if name not in REMEMBER]
+    sizes = [size for key, size in pairwise(given) if key == "imgsz" and isinstance(size, int) and size > 0]
+    known = {task.network for task in TASKS.values()}
+    networks = [name for value in given if isinstance(value, str) and (name := value.rpartition(" ")[2]) in known]
+    return -(-sizes[0] // 32) * 32 if sizes else None, networks[0] if networks else None
 
 
 def sha256_of(path: Path) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from serve_app.errors import DamagedWeights, NotFinite, WrongWeights
 from serve_app.settings import LARGEST_SIZE, ROOT
 from serve_app.vision import sample_photos
-from serve_app.vision.engines.engine import build, on_squares, reference
+from serve_app.vision.engines.engine import OnSquares, build, reference
 from serve_app.weights import golden_set, precision
 from serve_app.weights.address import SCHEME
 from serve_app.weights.identity import BUNDLED, Pinned, Weights, pin_file
@@ -43,14 +43,21 @@ class Loaded:
         self.pinned, self.engine, self.seconds = pinned, engine, seconds
         bundled = pinned.uri == str(BUNDLED)
         self.weights = Weights(
-            pinned.name, pinned.sha256, engine.class_names, bundled, pinned.version, pinned.stated_size
+            pinned.name,
+            pinned.sha256,
+            engine.class_names,
+            bundled,
+            pinned.version,
+            pinned.stated_size,
+            engine.task.name,
         )
         self._warmed: set[int] = set()
 
     def warm(self, batch_sizes: Iterable[int], size: int) -> None:
         """Runs a black batch (N, size, size, 3) of each size that has not run yet. Raises NotFinite, OutOfMemory."""
         for n in sorted(set(batch_sizes) - self._warmed, reverse=True):  # a GPU prepares the smaller with the largest
-            if not np.isfinite(self.engine(np.zeros((n, size, size, 3), np.uint8))).all():
+            outputs = self.engine(np.zeros((n, size, size, 3), np.uint8))
+            if not all(np.isfinite(array).all() for output in outputs for array in output):
                 raise NotFinite(f"{self.pinned.uri}: the network outputs numbers that are not finite")
             self._warmed.add(n)
 
@@ -79,25 +86,31 @@ def load(
     *,
     settings: AppSettings,
     size: int,
+    task: str,
     device: str,
     batch_sizes: set[int],
     old: Loaded | None = None,
 ) -> Loaded:
     """Runs all steps.
 
-    `get` returns the pinned identity and the bytes of `uri`. `size` is the side of the network input in pixels. With
-    `old`, the golden set's speed limit compares the new weights with it. Raises WeightsError.
+    `get` returns the pinned identity and the bytes of `uri`. `size` is the side of the network input in pixels, `task`
+    the name of the service's task. With `old`, the golden set's speed limit compares the new weights with it. Raises
+    WeightsError.
     """
     seconds: dict[str, float] = {}
     with timed("import", seconds):
         # Imports torch and Ultralytics, so only where a network runs.
-        from serve_app.vision.engines.checkpoint import read_checkpoint
+        from serve_app.vision.engines.checkpoint import read_checkpoint, task_of
     with timed("fetch", seconds):
         pinned, found = get(uri)
     with timed("verify", seconds):
         verify(pinned, found, size)
     with timed("load", seconds):
         network = read_checkpoint(io.BytesIO(found), pinned.uri)
+        if (own := task_of(network).name) != task:
+            raise WrongWeights(
+                f"{pinned.uri} is for the task {own}, this service has {task}: set `weights` under `args` and redeploy"
+            )
     with timed("compile", seconds):
         engine = build(network, pinned.sha256, settings, size, device)
     manifest = pinned.manifest
@@ -110,10 +123,10 @@ def load(
     with timed("golden", seconds):
         if device == "cuda":
             photos = [p.jpeg for p in golden.photos] if golden else [p.read_bytes() for p in sample_photos.files()]
-            exact = on_squares(reference(read_checkpoint(io.BytesIO(found), pinned.uri), settings), size)
-            precision.check(photos, engine, exact, engine.class_names, size)
+            exact = OnSquares(reference(read_checkpoint(io.BytesIO(found), pinned.uri), settings), size)
+            precision.check(photos, engine, exact, size)
         if golden:
-            golden_set.check(golden, engine, engine.class_names, size)
+            golden_set.check(golden, engine, size)
             if old:
                 golden_set.check_speed(golden, engine, old.engine, size)
     steps = ", ".join(f"{step} {took:.2f} s" for step, took in seconds.items())

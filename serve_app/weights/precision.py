@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from serve_app.errors import Imprecise
-from serve_app.weights.golden_set import SURE, Expected, Forward, found, overlap
+from serve_app.weights.golden_set import SURE, Expected, found
+
+if TYPE_CHECKING:
+    from serve_app.vision.engines.engine import Engine
+    from serve_app.vision.tasks.task import Task
 
 logger = logging.getLogger("ray.serve")
 # YOLOv8n in float16 on an H200: 0.004 and 0.948 at most, over 439 objects of 128 photos; in bfloat16 0.082 and 0.72.
@@ -18,19 +23,19 @@ SCORE, IOU = 0.05, 0.9  # largest difference of a confidence, least IoU of two b
 STRAY = 0.1  # most objects that only one of both finds, as a fraction of all: NMS may decide a close case differently
 
 
-def check(photos: Sequence[bytes], forward: Forward, exact: Forward, names: tuple[str, ...], size: int) -> None:
+def check(photos: Sequence[bytes], engine: Engine, exact: Engine, size: int) -> None:
     """Raises Imprecise when the objects with a confidence of at least 0.5 differ too much on these encoded photos.
 
-    `forward` is the network to check, `exact` the same one in float32.
+    `engine` is the network to check, `exact` the same one in float32.
     """
     stray: list[Expected] = []
     objects = 0
     for photo in photos:
-        got, wanted = (found(one, names, photo, size, SURE - SCORE) for one in (forward, exact))
+        got, wanted = (found(one, photo, size, SURE - SCORE) for one in (engine, exact))
         for some, others in ((wanted, got), (got, wanted)):
             sure = [o for o in some if o.score >= SURE]
             objects += len(sure)
-            stray += [o for o in sure if not any(same(o, other) for other in others)]
+            stray += [o for o in sure if not any(same(engine.task, o, other) for other in others)]
     if not objects:
         logger.warning("the precision check has found no objects to compare: publish the weights with a golden set")
     if len(stray) > STRAY * objects:
@@ -41,7 +46,7 @@ def check(photos: Sequence[bytes], forward: Forward, exact: Forward, names: tupl
         )
 
 
-def same(one: Expected, other: Expected) -> bool:
+def same(task: Task, one: Expected, other: Expected) -> bool:
     """Whether these are one object, within SCORE and IOU."""
-    close = abs(one.score - other.score) <= SCORE and overlap(one.box, other.box) >= IOU
+    close = abs(one.score - other.score) <= SCORE and task.overlap(one.part, other.part) >= IOU
     return one.name == other.name and close

@@ -126,7 +126,7 @@ class Store:
     def publish(self, path: Path, manifest: Manifest, uri: str) -> Pinned:
         """Uploads the manifest, then the weights as a new version. The caller has checked the weights."""
         at = Address.parse(uri)
-        text = manifest.model_dump_json().encode()
+        text = manifest.model_dump_json(exclude_none=True).encode()
         meta = {"sha256": manifest.sha256, "manifest": hashlib.sha256(text).hexdigest()}
         with translate_sdk_errors(uri), path.open("rb") as file:
             self._s3.put_object(Bucket=at.bucket, Key=at.manifest_key(meta["manifest"]), Body=text)

@@ -17,6 +17,8 @@ YOLOV8 = "https://huggingface.co/Ultralytics/YOLOv8/resolve/main"  # Ultralytics
 OTHERS = "https://github.com/ultralytics/assets/releases/download/v8.4.0"  # where Ultralytics 8.4 itself looks
 SIZES = {"yolov8{}": "nsmlx", "yolov5{}u": "nsmlx", "yolov9{}": "tsmce", "yolov10{}": "nsmblx"}
 SIZES |= {f"yolo{family}{{}}": "nsmlx" for family in (11, 12, 26)}
+SIZES |= {f"yolo{k}{{}}-{task}": "nsmlx" for k in ("v8", "11", "26") for task in ("seg", "pose", "obb", "cls")}
+SIZES |= {"yolov9{}-seg": "ce"}
 PULLABLE = tuple(name.format(size) for name, sizes in SIZES.items() for size in sizes)
 # sha256 as published in the repository of YOLOv8. Weights that are not listed need --sha256.
 SHA256 = {"yolov8n": "31e20dde3def09e2cf938c7be6fe23d9150bbbe503982af13345706515f2ef95"}
@@ -31,7 +33,7 @@ def pull(name: str, sha256: str | None = None, source: str | None = None, folder
     wanted = sha256.lower() if sha256 else SHA256.get(name)
     if wanted is None:
         raise WeightsError(f"no sha256 is pinned for {name}: pass one that you trust with --sha256")
-    source = source or (YOLOV8 if name.startswith("yolov8") else OTHERS)
+    source = source or (YOLOV8 if name.startswith("yolov8") and "-" not in name else OTHERS)
     target, partial = folder / f"{name}.pt", folder / f"{name}.pt.part"
     if target.exists():
         if sha256_of(target) == wanted:

@@ -167,6 +167,9 @@ def test_what_the_store_refuses_arrives_as_it_is(settings: AppSettings) -> None:
 
 
 @pytest.mark.usefixtures("readers")
-def test_the_last_accepted_is_remembered(published: Pinned) -> None:
+def test_the_last_accepted_of_an_application_is_remembered(published: Pinned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights_holder, "application", lambda: "recognition")
     weights_holder.record_live(published.uri)
     assert weights_holder.last_live() == published.uri
+    monkeypatch.setattr(weights_holder, "application", lambda: "another")
+    assert weights_holder.last_live() is None

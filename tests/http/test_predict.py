@@ -15,9 +15,9 @@ from PIL import Image
 from loadtests.benchmarks import accuracy
 from serve_app import deadline
 from serve_app.settings import PredictOptions
+from serve_app.vision.boxes import overlap
 from serve_app.vision.png import without_texts
 from serve_app.weights import identity
-from serve_app.weights.golden_set import overlap
 from tests.conftest import SHARED, shared
 
 

@@ -47,10 +47,10 @@ def test_thresholds_of_each_class(given: dict[str, Any], least: list[float] | No
     options = request_options.parse(given)
     if least is None:
         with pytest.raises(InvalidParameter, match="no class with the name 'a'"):
-            request_options.check_classes(options, DONE)
+            request_options.check(options, DONE)
         return
-    request_options.check_classes(options, DONE)
-    np.testing.assert_array_equal(class_thresholds.of(options, NAMES), np.array(least, np.float32))
+    request_options.check(options, DONE)
+    np.testing.assert_array_equal(class_thresholds.of(options, NAMES, 0.25), np.array(least, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_thresholds_of_each_class(given: dict[str, Any], least: list[float] | No
 )
 def test_what_cannot_be_meant_is_refused(given: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidParameter) as error:
-        request_options.check_classes(request_options.parse(given), DONE)
+        request_options.check(request_options.parse(given), DONE)
     assert str(error.value).startswith(says)
 
 

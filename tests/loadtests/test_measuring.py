@@ -46,7 +46,7 @@ def test_an_instant_engine_stands_in_for_any_network(monkeypatch: pytest.MonkeyP
     assert pinned.manifest
     content = identity.BUNDLED.read_bytes()
     loaded = loader.load(
-        pinned.uri, lambda _: (pinned, content), settings=AppSettings(), size=pinned.image_size, device="cpu",
+        pinned.uri, lambda _: (pinned, content), settings=AppSettings(), size=pinned.image_size, task="detect", device="cpu",
         batch_sizes={1},
     )  # fmt: skip
     assert loaded.engine.class_names == pinned.manifest.class_names

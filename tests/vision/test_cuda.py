@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -15,8 +15,9 @@ from loadtests.gpu.cpu_stream import CpuStream
 from serve_app.errors import OutOfMemory, WeightsError
 from serve_app.vision.engines.checkpoint import read_checkpoint
 from serve_app.vision.engines.cuda import LANES, CudaEngine, batch_sizes
-from serve_app.vision.engines.engine import on_squares
+from serve_app.vision.engines.engine import OnSquares
 from serve_app.vision.engines.pytorch import TorchEngine
+from serve_app.vision.tasks.task import Output
 from serve_app.weights.identity import BUNDLED
 
 SIZE = 96
@@ -30,15 +31,16 @@ def images() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def wanted(images: np.ndarray) -> np.ndarray:
-    return np.array(TorchEngine(read_checkpoint(BUNDLED))(images))
+    return np.array([head for (head,) in TorchEngine(read_checkpoint(BUNDLED))(images)])
 
 
 def made(stream: type[CpuStream] = CpuStream) -> CudaEngine:
     return CudaEngine(read_checkpoint(BUNDLED), SIZE, "float32", stream)
 
 
-def same(got: np.ndarray, wanted: np.ndarray) -> None:
+def same(outputs: Sequence[Output], wanted: np.ndarray) -> None:
     """Boxes, scores, and the class of each anchor where two classes are not as good as equal."""
+    got = np.array([head for (head,) in outputs])
     assert got.dtype == np.float32
     np.testing.assert_allclose(got[:, :4], wanted[:, :4], atol=0.01)
     np.testing.assert_allclose(got[:, 4], wanted[:, 4], atol=1e-4)
@@ -67,7 +69,7 @@ def test_every_batch_has_its_own_answers(order: tuple[int, ...], images: np.ndar
 
 def test_images_of_other_shapes_lie_in_the_middle_of_squares(images: np.ndarray) -> None:
     parts = [images[0, :64], images[1], images[2, :, :32], images[3, :32]]
-    exact = on_squares(TorchEngine(read_checkpoint(BUNDLED)), SIZE)(parts)
+    exact = np.array([head for (head,) in OnSquares(TorchEngine(read_checkpoint(BUNDLED)), SIZE)(parts)])
     engine = made()
     for n in (4, 2, 4):  # what lay in a place before must not shine through
         same(engine(parts[-n:]), exact[-n:])

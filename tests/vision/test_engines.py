@@ -16,8 +16,8 @@ from serve_app.errors import WeightsError
 from serve_app.settings import Precision
 from serve_app.vision import boxes, image
 from serve_app.vision.engines import int8, openvino
-from serve_app.vision.engines.checkpoint import names_of, read_checkpoint
-from serve_app.vision.engines.engine import on_squares
+from serve_app.vision.engines.checkpoint import names_of, read_checkpoint, task_of
+from serve_app.vision.engines.engine import OnSquares
 from serve_app.vision.engines.layers import DetectionModel
 from serve_app.vision.engines.openvino import OpenVinoEngine, graph
 from serve_app.vision.engines.pytorch import TorchEngine
@@ -125,7 +125,7 @@ def test_boxes_agree_with_ultralytics_forward_and_nms(
     with torch.inference_mode():
         raw = read_checkpoint(path)(tensor)
     expected = ultralytics_nms(raw, conf, threshold, max_det=300, max_time_img=60)
-    for head, want in zip(model(batch), expected, strict=True):
+    for (head,), want in zip(model(batch), expected, strict=True):
         got = boxes.non_max_suppression(boxes.candidates(head, conf), threshold, 300)
         assert len(got) == len(want) > 0
         # Equal confidences may come in any order, so each box looks for its partner.
@@ -140,7 +140,7 @@ def openvino_engine(request: pytest.FixtureRequest, path: Path) -> OpenVinoEngin
 
 
 def compiled(network: DetectionModel, precision: Precision) -> OpenVinoEngine:
-    return OpenVinoEngine(graph(network), names_of(network), precision)
+    return OpenVinoEngine(graph(network), names_of(network), task_of(network), precision)
 
 
 def test_openvino_agrees_with_pytorch(
@@ -149,7 +149,7 @@ def test_openvino_agrees_with_pytorch(
     """In float32 as good as exactly; in bfloat16, with its 8 bits, each sure object to 0.9 IoU and 0.08 of its score."""
     exact = openvino_engine.precision == "float32"
     batch = squares(bus, zidane)
-    for want, got in zip(model(batch), openvino_engine(batch), strict=True):
+    for (want,), (got,) in zip(model(batch), openvino_engine(batch), strict=True):
         sure = want[4] >= 0.25
         assert sure.any()
         assert (want[5] == got[5])[sure].all()
@@ -166,15 +166,15 @@ def test_images_of_any_shapes_share_a_batch_and_change_no_others_answer(
 ) -> None:
     photo = image.decode(bus, 10**7)
     images = [np.ascontiguousarray(np.resize(photo[i:], (*shape, 3))) for i, shape in enumerate(SHAPES)]
-    alone = [openvino_engine([one])[0] for one in images]
+    alone = [openvino_engine([one])[0][0] for one in images]
     assert [head.shape for head in alone] == [(6, h * w * 21 // 1024) for h, w in SHAPES]
     exact = openvino_engine.precision == "float32"
-    for want, got in zip(model(images), alone, strict=True):
+    for (want,), got in zip(model(images), alone, strict=True):
         np.testing.assert_allclose(got[4], want[4], atol=1e-3 if exact else 0.1)
     with ThreadPoolExecutor(4) as pool:  # batches beside each other, also of one image
         batches = [images, images[::-1], *([one] for one in images), images[2:]] * 3
         for batch, heads in zip(batches, pool.map(openvino_engine, batches), strict=True):
-            for one, head in zip(batch, heads, strict=True):
+            for one, (head,) in zip(batch, heads, strict=True):
                 place = next(i for i, other in enumerate(images) if other is one)
                 np.testing.assert_allclose(head, alone[place], atol=1e-3 if exact else 1)
 
@@ -182,8 +182,8 @@ def test_images_of_any_shapes_share_a_batch_and_change_no_others_answer(
 def test_an_image_in_a_square_has_the_boxes_of_the_image(model: TorchEngine, bus: bytes) -> None:
     network_input, _ = image.letterbox(image.decode(bus, 10**7), 640)
     assert network_input.shape == (640, 480, 3)
-    (own,), (squared,) = model([network_input]), on_squares(model, 640)([network_input])
-    (centred,) = model(squares(bus))
+    ((own,),), ((squared,),) = model([network_input]), OnSquares(model, 640)([network_input])
+    ((centred,),) = model(squares(bus))
     np.testing.assert_allclose(squared[0], centred[0] - 80, atol=1e-3)
     np.testing.assert_array_equal(squared[1:], centred[1:])
     best = own[:, own[4].argmax()]
@@ -203,14 +203,14 @@ def test_int8_is_calibrated_once_and_finds_the_same(
     with pytest.raises(TypeError):
         int8.quantised(plain, "another hash", 640, tmp_path)
     assert sorted(f.suffix for f in tmp_path.iterdir()) == [".bin", ".xml"]
-    network = OpenVinoEngine(kept, model.class_names, "int8")
+    network = OpenVinoEngine(kept, model.class_names, model.task, "int8")
     for photo in (bus, zidane):
-        wanted = [o for o in golden_set.found(model, model.class_names, photo, 640, 0.5) if o.score >= 0.6]
-        got = golden_set.found(network, model.class_names, photo, 640, 0.4)
+        wanted = [o for o in golden_set.found(model, photo, 640, 0.5) if o.score >= 0.6]
+        got = golden_set.found(network, photo, 640, 0.4)
         assert wanted
         for want in wanted:
             same = [o for o in got if o.name == want.name and abs(o.score - want.score) <= 0.2]
-            assert max(golden_set.overlap(o.box, want.box) for o in same) >= 0.85
+            assert max(boxes.overlap(o.box, want.box) for o in same) >= 0.85
 
 
 def test_int8_without_nncf_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,8 +224,8 @@ def test_alone_and_in_a_batch_the_answer_is_the_same(engine: str, path: Path, bu
     read = read_checkpoint(path)
     network = TorchEngine(read) if engine == "torch" else compiled(read, engine)
     batch = squares(bus, zidane, bus)
-    alone = np.array([network(one[None])[0] for one in batch])
-    together = np.array(network(batch))
+    alone = np.array([network(one[None])[0][0] for one in batch])
+    together = np.array([head for (head,) in network(batch)])
     # Boxes to 0.01 pixels and scores to 0.0001: the sums of a batched convolution may run in another order.
     np.testing.assert_allclose(together[:, 4], alone[:, 4], atol=1e-4)
     sure = alone[:, 4] >= 0.01

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from torch import nn
 
-from loadtests.benchmarks.families import CLASSES, FAMILIES, agreement, answer, checkpoint, network
+from loadtests.benchmarks.families import agreement
+from loadtests.benchmarks.random_networks import CLASSES, FAMILIES, answer, checkpoint, network
 from loadtests.gpu.cpu_stream import CpuStream
 from serve_app.errors import WeightsError, WrongWeights
 from serve_app.vision import boxes
@@ -22,6 +23,7 @@ from serve_app.vision.engines.engine import Engine
 from serve_app.vision.engines.layers import DetectionModel
 from serve_app.vision.engines.openvino import OpenVinoEngine, graph
 from serve_app.vision.engines.pytorch import TorchEngine
+from serve_app.vision.tasks.by_name import TASKS
 from tests.checkpoints import damaged, renamed
 
 SHAPES = [(160, 128), (96, 160), (160, 160), (32, 160)]
@@ -51,7 +53,7 @@ def test_it_finds_what_ultralytics_finds(family: str) -> None:
     loaded = read_checkpoint(content)
     assert names_of(loaded) == tuple(own.names.values())
     agree(TorchEngine(copy.deepcopy(loaded), 1), own)
-    agree(OpenVinoEngine(graph(copy.deepcopy(loaded)), ("a",) * CLASSES, "float32", 1), own)
+    agree(OpenVinoEngine(graph(copy.deepcopy(loaded)), ("a",) * CLASSES, TASKS["detect"], "float32", 1), own)
     square = slice(2, 3)  # the only shape of an engine for GPUs; its code on the CPU, with CUDA's place taken
     agree(CudaEngine(loaded, 160, "float32", CpuStream), own, square)
 
@@ -74,7 +76,7 @@ def test_a_head_without_nms_serves_if_the_file_says_so(family: str, how: str) ->
     own.model[-1].agnostic_nms, own.model[-1].max_det = True, 10**6  # each anchor with its best class, not the best 300
     image = images()[2]
     (wanted,) = answer(own, image).numpy()
-    best = boxes.candidates(TorchEngine(loaded, 1)([image])[0], 0.25).take(np.arange(50))
+    best = boxes.candidates(TorchEngine(loaded, 1)([image])[0][0], 0.25).take(np.arange(50))
     for box, score, k in zip(best.xyxy, best.confidence, best.class_id, strict=True):
         same = wanted[(wanted[:, 5] == k) & (np.abs(wanted[:, 4] - score) < 0.01)]
         assert np.abs(same[:, :4] - box).max(1).min() < 1

@@ -5,19 +5,22 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 
+from loadtests.benchmarks.random_networks import network
 from serve_app.__main__ import main
-from serve_app.errors import UnsafeWeights, WrongWeights
+from serve_app.errors import GoldenFailed, UnsafeWeights, WrongWeights
 from serve_app.graph.live_weights import LiveWeights
 from serve_app.http.schemas import ServedModel
 from serve_app.settings import AppSettings
 from serve_app.vision.engines.checkpoint import read_checkpoint
 from serve_app.vision.engines.layers import DetectionModel
-from serve_app.weights import loader
+from serve_app.weights import cli, golden_set, loader
+from serve_app.weights.golden_set import Golden
 from serve_app.weights.identity import BUNDLED, pin_file
 
 
@@ -53,7 +56,7 @@ def test_a_manifest_says_the_size_before_the_training_does(tmp_path: Path) -> No
 def test_another_size_than_the_trainings_is_logged_and_shown(
     tmp_path: Path, size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    live = LiveWeights(AppSettings(engine="torch"), str(trained(tmp_path / "w.pt", 320)), size, "cpu")
+    live = LiveWeights(AppSettings(engine="torch"), str(trained(tmp_path / "w.pt", 320)), size, "detect", "cpu")
     live.switch_to(None, {1})
     shown = ServedModel.at(live.report())
     assert (shown.image_size, shown.trained_size) == (size, 320)
@@ -123,3 +126,43 @@ def test_what_it_is_instead_is_said_without_advice_to_load_it_unsafely(
         assert "weights_only" not in str(refused.value)
         assert "\n" not in str(refused.value)
     assert pin_file(str(path)).image_size == 640
+
+
+def test_weights_for_another_task_are_refused_and_the_live_ones_stay(tmp_path: Path) -> None:
+    live_file, other = tmp_path / "live.pt", tmp_path / "other.pt"
+    for path, name in ((live_file, "yolov8n-seg"), (other, "yolo11n-pose")):
+        torch.save({"model": network(name)}, path)
+    live = LiveWeights(AppSettings(engine="torch"), str(live_file), 96, "segment", "cpu")
+    live.switch_to(None, {1})
+    live.switch_to(str(other), {1})
+    shown = ServedModel.at(live.report())
+    assert (shown.task, shown.name) == ("segment", "live")
+    assert shown.refused[-1].reason == "wrong"
+    assert "is for the task pose, this service has segment" in shown.refused[-1].detail
+
+
+@pytest.mark.parametrize("name", ["yolov8n-seg", "yolo11n-pose", "yolo11n-obb", "yolov8n-cls"])
+def test_a_golden_set_and_a_comparison_for_each_task(
+    tmp_path: Path, name: str, bus: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, photos, golden = tmp_path / f"{name}.pt", tmp_path / "photos", tmp_path / "golden.json"
+    torch.save({"model": network(name), "train_args": {"imgsz": 160}}, file)
+    photos.mkdir()
+    (photos / "bus.jpg").write_bytes(bus)
+    assert main(["weights", "golden", str(file), str(photos / "bus.jpg"), "--out", str(golden)]) == 0
+    made = Golden.model_validate_json(golden.read_bytes())
+    objects = made.photos[0].objects
+    assert objects
+    loaded, size = cli.load(str(file), Namespace(endpoint_url=None))
+    golden_set.check(made, loaded.engine, size)
+    renamed = tuple(one.model_copy(update={"name": "another"}) for one in objects)
+    wrong = Golden(photos=(made.photos[0].model_copy(update={"objects": renamed}),))
+    with pytest.raises(GoldenFailed):
+        golden_set.check(wrong, loaded.engine, size)
+    capsys.readouterr()
+    assert main(["weights", "compare", str(file), str(file), str(photos), "--sheet", str(tmp_path / "sheet.jpg")]) == 0
+    assert "only A 0, only B 0" in capsys.readouterr().out
+    other = tmp_path / "detects.pt"
+    torch.save({"model": network("yolov8n"), "train_args": {"imgsz": 160}}, other)
+    assert main(["weights", "compare", str(file), str(other), str(photos)]) == 1
+    assert "only one task can be compared" in capsys.readouterr().err

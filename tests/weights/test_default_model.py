@@ -50,6 +50,7 @@ def test_the_service_says_that_it_is_the_bundled_one(bundled: Service) -> None:
         "image_size": MANIFEST["image_size"],
         "trained_size": MANIFEST["image_size"],
         "device": "cpu",
+        "task": "detect",
         "uri": str(identity.BUNDLED),
         "previous": None,
         "loading": None,

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -45,8 +46,12 @@ def save(network: DetectionModel, names: object, path: Path) -> None:
     torch.save({"model": network}, path)
 
 
+def labelled(x1: float, y1: float, x2: float, y2: float, name: str) -> dict[str, Any]:
+    return {"class": 0, "name": name, "confidence": 0.5, "box": {"x1": x1, "y1": y1, "x2": x2, "y2": y2}}
+
+
 def lived(uri: Path) -> LiveWeights:
-    live = LiveWeights(AppSettings(engine="torch"), str(uri), SIZE, "cpu")
+    live = LiveWeights(AppSettings(engine="torch"), str(uri), SIZE, "detect", "cpu")
     live.switch_to(None, {1})
     return live
 
@@ -61,7 +66,7 @@ def test_a_class_of_any_name_is_loaded_drawn_and_counted(
     shown = json.loads(ServedModel.at(live.report()).model_dump_json())
     assert shown["classes"]["0"] == name
     metrics.detections_total().inc(1, {"class_name": name})
-    drawing.to_jpeg(drawing.draw(Image.new("RGB", (64, 64)), [(1, 1, 40, 40, 0, name)]))
+    drawing.to_jpeg(drawing.draw(Image.new("RGB", (64, 64)), [labelled(1, 1, 40, 40, name)]))
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
@@ -79,10 +84,10 @@ def test_any_names_go_from_the_file_to_the_answer_and_through_a_swap(
     live.set_gauge()
     shown = json.loads(ServedModel.at(live.report()).model_dump_json())
     assert (shown["name"], list(shown["classes"].values())) == (path.stem, names)
-    (head,) = live.current.engine([np.zeros((SIZE, SIZE, 3), np.uint8)])
+    ((head,),) = live.current.engine([np.zeros((SIZE, SIZE, 3), np.uint8)])
     wanted = [name for name in names if not name.isdigit()] or None  # digits are an id
     everything, found = (
-        candidates(head, class_thresholds.of(PredictOptions(conf=0, classes=classes), tuple(names)))
+        candidates(head, class_thresholds.of(PredictOptions(conf=0, classes=classes), tuple(names), 0.25))
         for classes in (None, wanted)
     )
     assert len(everything), "what a network finds in black, with any confidence"
@@ -110,15 +115,17 @@ def test_a_label_is_printable_ascii_and_means_one_name(text: str) -> None:
 
 @given(text=st.text(max_size=40))
 def test_any_text_can_be_drawn(text: str) -> None:
-    drawn = drawing.draw(Image.new("RGB", (64, 64)), [(1, 20, 40, 40, 0, text)])
+    drawn = drawing.draw(Image.new("RGB", (64, 64)), [labelled(1, 20, 40, 40, text)])
     assert np.asarray(drawn).any()
 
 
 def test_what_the_font_has_not_is_drawn_as_its_escape() -> None:
-    one, other = (drawing.draw(Image.new("RGB", (200, 64)), [(1, 30, 90, 60, 0, text)]) for text in ("人", r"\u4eba"))
+    one, other = (
+        drawing.draw(Image.new("RGB", (200, 64)), [labelled(1, 30, 90, 60, text)]) for text in ("人", r"\u4eba")
+    )
     assert np.array_equal(np.asarray(one), np.asarray(other))
-    umlaut = drawing.draw(Image.new("RGB", (200, 64)), [(1, 30, 90, 60, 0, "ß")])
-    escaped = drawing.draw(Image.new("RGB", (200, 64)), [(1, 30, 90, 60, 0, r"\xdf")])
+    umlaut = drawing.draw(Image.new("RGB", (200, 64)), [labelled(1, 30, 90, 60, "ß")])
+    escaped = drawing.draw(Image.new("RGB", (200, 64)), [labelled(1, 30, 90, 60, r"\xdf")])
     assert not np.array_equal(np.asarray(umlaut), np.asarray(escaped))
 
 

@@ -14,8 +14,10 @@ from serve_app.settings import AppSettings
 from serve_app.vision.engines import cuda
 from serve_app.vision.engines.checkpoint import read_checkpoint
 from serve_app.vision.engines.cuda import CudaEngine
+from serve_app.vision.engines.engine import Engine, Images
+from serve_app.vision.tasks.by_name import TASKS
+from serve_app.vision.tasks.task import Output
 from serve_app.weights import loader, precision
-from serve_app.weights.golden_set import Forward
 from serve_app.weights.identity import BUNDLED
 
 NAMES, SIZE = ("person", "bus"), 640
@@ -24,9 +26,20 @@ PERSON: Row = (200, 300, 100, 200, 0.9, 0)
 BUS: Row = (450, 300, 150, 100, 0.7, 1)
 
 
-def finds(*rows: Row) -> Forward:
+class Finds:
     """A network that finds these objects in every photo."""
-    return lambda _: np.array(rows or [[0] * 6], np.float32).T[None]
+
+    class_names, task, device = NAMES, TASKS["detect"], "cpu"
+
+    def __init__(self, *rows: Row) -> None:
+        self.head = np.array(rows or [[0] * 6], np.float32).T
+
+    def __call__(self, _: Images) -> list[Output]:
+        return [(self.head,)]
+
+
+def finds(*rows: Row) -> Engine:
+    return Finds(*rows)
 
 
 def changed(row: Row, **by: float) -> Row:
@@ -46,7 +59,7 @@ def changed(row: Row, **by: float) -> Row:
     ],
 )
 def test_small_differences_pass(got: Sequence[Row], bus: bytes) -> None:
-    precision.check([bus], finds(*got), finds(PERSON, BUS), NAMES, SIZE)
+    precision.check([bus], finds(*got), finds(PERSON, BUS), SIZE)
 
 
 @pytest.mark.parametrize(
@@ -65,32 +78,28 @@ def test_small_differences_pass(got: Sequence[Row], bus: bytes) -> None:
 )
 def test_large_differences_are_refused(got: Sequence[Row], bus: bytes) -> None:
     with pytest.raises(Imprecise, match="set `precision: float32`"):
-        precision.check([bus], finds(*got), finds(PERSON, BUS), NAMES, SIZE)
+        precision.check([bus], finds(*got), finds(PERSON, BUS), SIZE)
 
 
 def test_one_stray_object_in_ten_is_a_close_case(bus: bytes) -> None:
     close: Row = (50, 50, 20, 20, 0.6, 0)
     with pytest.raises(Imprecise, match="1 of 9 objects"):
-        precision.check(
-            [bus] * 2, finds(PERSON, BUS), Turns(finds(PERSON, BUS), finds(PERSON, BUS, close)), NAMES, SIZE
-        )
-    precision.check(
-        [bus] * 3, finds(PERSON, BUS), Turns(*[finds(PERSON, BUS)] * 2, finds(PERSON, BUS, close)), NAMES, SIZE
-    )
+        precision.check([bus] * 2, finds(PERSON, BUS), Turns(finds(PERSON, BUS), finds(PERSON, BUS, close)), SIZE)
+    precision.check([bus] * 3, finds(PERSON, BUS), Turns(*[finds(PERSON, BUS)] * 2, finds(PERSON, BUS, close)), SIZE)
 
 
-class Turns:
+class Turns(Finds):
     """A network that finds other objects in each photo."""
 
-    def __init__(self, *turns: Forward) -> None:
+    def __init__(self, *turns: Engine) -> None:
         self._turns = iter(turns)
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        return next(self._turns)(images)
+    def __call__(self, images: Images) -> list[Output]:
+        return list(next(self._turns)(images))
 
 
 def test_without_objects_it_says_that_it_checked_nothing(bus: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    precision.check([bus], finds(), finds(), NAMES, SIZE)
+    precision.check([bus], finds(), finds(), SIZE)
     assert "no objects to compare" in caplog.text
 
 
@@ -102,7 +111,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def load(path: Path, **settings: str) -> loader.Loaded:
     known = AppSettings.model_validate(settings)
     get = partial(loader.fetch, settings=known)
-    return loader.load(str(path), get, settings=known, size=416, device="cuda", batch_sizes={1, 2})
+    return loader.load(str(path), get, settings=known, size=416, task="detect", device="cuda", batch_sizes={1, 2})
 
 
 @pytest.mark.usefixtures("gpu")

@@ -238,9 +238,15 @@ def test_publish_refuses_what_fails_its_golden_set(
 ) -> None:
     settings = AppSettings()
     loaded = loader.load(
-        str(BUNDLED), lambda u: loader.fetch(u, settings), settings=settings, size=416, device="cpu", batch_sizes={1}
+        str(BUNDLED),
+        lambda u: loader.fetch(u, settings),
+        settings=settings,
+        size=416,
+        task="detect",
+        device="cpu",
+        batch_sizes={1},
     )
-    made = golden_set.make(loaded.engine, loaded.weights.class_names, sample_photos.files(), 416)
+    made = golden_set.make(loaded.engine, sample_photos.files(), 416)
     moved = [
         p.model_copy(update={"objects": tuple(o.model_copy(update={"name": "truck"}) for o in p.objects)})
         for p in made.photos

@@ -91,8 +91,8 @@ def test_the_model_verifies_and_passes_the_golden_set(
     photo.write_bytes(bus)
     new, old = (cli.load(str(p), Namespace(endpoint_url=None))[0] for p in (best, identity.BUNDLED))
     assert new.weights.sha256 != old.weights.sha256
-    golden = golden_set.make(old.engine, old.weights.class_names, [photo], 416)
-    golden_set.check(golden, new.engine, new.weights.class_names, 416)
+    golden = golden_set.make(old.engine, [photo], 416)
+    golden_set.check(golden, new.engine, 416)
 
 
 def test_the_model_serves(trained: Path, bus: bytes) -> None:

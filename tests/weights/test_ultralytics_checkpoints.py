@@ -168,7 +168,7 @@ def test_the_numbers_are_those_of_ultralytics(build: Build, moved: dict[str, str
     assert (head(loaded)[:, 4:] > 0.5).any(), "zeros would also be the same"
     assert names_of(loaded) == names_of(read_checkpoint(BUNDLED))
     images = (PHOTO * 255).byte().permute(0, 2, 3, 1).numpy()
-    assert TorchEngine(loaded, 1)(images)[0].shape == (6, head(expected).shape[2])
+    assert TorchEngine(loaded, 1)(images)[0][0].shape == (6, head(expected).shape[2])
 
 
 class Calls:
@@ -181,10 +181,10 @@ class Calls:
         return self.step
 
 
-def segments(_: DetectionModel) -> dict[str, Any]:
-    from ultralytics.nn.tasks import SegmentationModel
+def another_kind(_: DetectionModel) -> dict[str, Any]:
+    from ultralytics.nn.tasks import WorldModel
 
-    return {"model": SegmentationModel("yolov8n-seg.yaml", nc=2, verbose=False)}
+    return {"model": WorldModel("yolov8s-world.yaml", nc=2, verbose=False)}
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def segments(_: DetectionModel) -> dict[str, Any]:
         pytest.param(
             lambda n: {"model": n, "x": Calls(n.fuse)}, {}, "more than describe", id="a call of a bound method"
         ),
-        pytest.param(segments, {}, "another task or kind (Segmentation); this service detects", id="segmentation"),
+        pytest.param(another_kind, {}, "another kind (World); this service has detect, segment,", id="YOLO-World"),
         pytest.param(
             lambda n: {"model": n},
             {"moved": {"ultralytics.nn.tasks\nDetectionModel": "models.yolo\nModel"}},
@@ -207,7 +207,7 @@ def segments(_: DetectionModel) -> dict[str, Any]:
         pytest.param(
             lambda n: {"model": n}, {"_use_new_zipfile_serialization": False}, "before 1.6", id="of old PyTorch"
         ),
-        pytest.param(lambda n: n.state_dict(), {}, "contains no YOLO detection network", id="tensors alone"),
+        pytest.param(lambda n: n.state_dict(), {}, "contains no YOLO network", id="tensors alone"),
         pytest.param(lambda _: {"ema": torch.zeros(2)}, {}, "contains no complete network", id="a tensor as EMA"),
         pytest.param(lambda _: {"model": np.float64(1)}, {}, "contains no YOLO", id="a number as model"),
         pytest.param(lambda n: {"model": nn.DataParallel(n.model)}, {}, "contains no YOLO", id="layers alone"),

@@ -26,11 +26,22 @@ PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 # By the folders of Ultralytics: `ultralytics.yolo` until 8.0.135, then `ultralytics`.
 LOSSES = (
     "loss.v8DetectionLoss", "loss.BboxLoss", "loss.DFLoss", "loss.VarifocalLoss", "loss.FocalLoss",
-    "tal.TaskAlignedAssigner", "IterableSimpleNamespace",
+    "loss.v8SegmentationLoss", "loss.SegmentLoss26", "loss.MultiChannelDiceLoss", "loss.BCEDiceLoss",
+    "loss.v8PoseLoss", "loss.PoseLoss26", "loss.KeypointLoss", "loss.RLELoss",
+    "loss.v8OBBLoss", "loss.RotatedBboxLoss", "loss.v8ClassificationLoss", "loss.E2EDetectLoss", "loss.E2ELoss",
+    "tal.TaskAlignedAssigner", "tal.PoseTaskAlignedAssigner", "tal.SegTaskAlignedAssigner",
+    "tal.RotatedTaskAlignedAssigner", "IterableSimpleNamespace",
+)  # fmt: skip
+TRANSFORMS = (
+    "transforms.Compose", "transforms.Resize", "transforms.CenterCrop", "transforms.ToTensor", "transforms.Normalize",
+    "functional.InterpolationMode",
 )  # fmt: skip
 CARRIED = (
     *(f"{utils}.{name}" for utils in ("ultralytics.utils", "ultralytics.yolo.utils") for name in LOSSES),
-    "ultralytics.yolo.v8.detect.train.Loss",
+    "ultralytics.yolo.v8.detect.train.Loss", "ultralytics.yolo.v8.segment.train.SegLoss",
+    "ultralytics.yolo.v8.pose.train.PoseLoss", "ultralytics.yolo.v8.classify.train.ClassificationLoss",
+    # How a network that classifies wants its photos: the middle square, which `image.py` cuts out itself.
+    *(f"torchvision.transforms.{name}" for name in TRANSFORMS),
     "torch.nn.modules.loss.BCEWithLogitsLoss",
     "types.SimpleNamespace",
     # The settings until 8.0.4, and the types that they name.

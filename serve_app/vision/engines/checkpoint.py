@@ -15,16 +15,23 @@ from torch import nn
 
 from serve_app.errors import MissingWeights, UnsafeWeights, WrongWeights
 from serve_app.vision.engines.carried import CARRIED, Carried, emptied
-from serve_app.vision.engines.layers import FAMILIES, PYTORCH, DetectionModel, block, conv, head
+from serve_app.vision.engines.layers import FAMILIES, PYTORCH, TASKS, DetectionModel, Network, block, conv, head
 from serve_app.vision.image import STRIDE
+from serve_app.vision.tasks import by_name
+from serve_app.vision.tasks.task import Task
 
-# The only classes in the network of a detection checkpoint, besides tensors and plain values; `carried.py` lists what
+# The only classes in the network of a checkpoint, besides tensors and plain values; `carried.py` lists what
 # may stand beside it. A `.pt` file is a pickle, and any other name in it could run code, so it is refused. Calling
 # these classes is refused too, because `DetectionModel({"activation": "..."})` evaluates that text. Real
 # checkpoints create empty objects and fill them, so they load with stand-ins whose __init__ raises.
-ALLOWED = (*PYTORCH, *(layer for layers in FAMILIES.values() for layer in layers))
+ALLOWED = (*PYTORCH, *(layer for layers in (FAMILIES | TASKS).values() for layer in layers))
+TASK_OF = {task.network: task for task in by_name.TASKS.values()}
 MODULES = "ultralytics.nn.modules"  # a package since 8.0.44; before, one module with all layers
 UNFUSED = {conv.Conv: "bn", conv.RepConv: "conv1", block.RepVGGDW: "conv1"}  # a part that fusing takes away
+HEADS = {
+    "detect": head.Detect, "segment": head.Segment, "pose": head.Pose, "obb": head.OBB, "classify": head.Classify,
+}  # fmt: skip
+ONE2ONE = "one2one_"  # what the parts of a head without NMS are called beside those of the one for it
 EXPORTED = ("export", "format", "dynamic", "shape", "xyxy")  # what an export or an earlier run leaves on a head
 DAMAGED = (
     UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError,
@@ -43,7 +50,10 @@ KINDS = (
 )
 # Networks that people take for ours, by what their checkpoints name.
 OTHERS = (
-    (r"ultralytics\.nn\.tasks\.(\w+)Model", "it is a network of another task or kind ({}); this service detects"),
+    (
+        r"ultralytics\.nn\.tasks\.(\w+)Model",
+        "it is a network of another kind ({}); this service has " + ", ".join(by_name.TASKS),
+    ),
     (r"models\.(yolo|common)\.", "it is of the repository of YOLOv5 or YOLOv7: train or pull it with Ultralytics"),
 )
 LONGEST_NAME = 200  # characters of a class name; each box of each answer repeats it
@@ -70,7 +80,7 @@ NAMES: list[Any] = [  # pairs of what a name in a checkpoint stands for, and the
 ]
 
 
-def read_checkpoint(checkpoint: Path | IO[bytes], name: str = "the file") -> DetectionModel:
+def read_checkpoint(checkpoint: Path | IO[bytes], name: str = "the file") -> Network:
     """The network of Ultralytics' `.pt` file, in float32. Batch normalisation is fused only where the file has it so.
 
     Takes the `ema` of a training that was interrupted, as Ultralytics does. `name` names an open file in error
@@ -86,20 +96,21 @@ def read_checkpoint(checkpoint: Path | IO[bytes], name: str = "the file") -> Det
     except OSError as error:
         raise MissingWeights(f"cannot read the weights {name}: {error.strerror}") from error
     except DAMAGED as error:
-        raise UnsafeWeights(
-            f"{name} is not a YOLO detection checkpoint that is safe to load: {reason(error)}"
-        ) from error
+        raise UnsafeWeights(f"{name} is not a YOLO checkpoint that is safe to load: {reason(error)}") from error
     try:
         network: Any = (content.get("ema") or content.get("model")) if isinstance(content, dict) else None
         network = getattr(network, "module", network)  # of DataParallel
-        if STAND_INS.get(type(network)) is not DetectionModel:
-            raise UnsafeWeights(f"{name} contains no YOLO detection network")
+        kind = STAND_INS.get(type(network))
+        if kind is None or kind.__name__ not in TASK_OF:
+            raise UnsafeWeights(f"{name} contains no YOLO network")
         for module in network.modules():
             revive(module)
-        channels = network.model[0].conv.in_channels
+        last, channels = network.model[-1], network.model[0].conv.in_channels
+        if not isinstance(last, HEADS[task_of(network).name]):
+            raise UnsafeWeights(f"{name} contains a network without the head of its task")
         if channels != RGB:
             raise WrongWeights(f"{name} is a network for photos of {channels} channels, and this service has RGB")
-        stride = int(network.model[-1].stride.max())
+        stride = 0 if isinstance(last, head.Classify) else int(last.stride.max())
         if stride > STRIDE:
             raise WrongWeights(
                 f"{name} has a stride of {stride} pixels (a P6 network), and this service takes {STRIDE}"
@@ -123,8 +134,8 @@ def revive(module: Any) -> None:  # noqa: ANN401 - a stand-in
             own.pop(key, None)
         if module.end2end:  # its other head, for NMS, was taken away, or the file asks for this one
             own["_end2end"] = False
-            for key in ("cv2", "cv3"):
-                parts[key], parts[f"one2one_{key}"] = parts[f"one2one_{key}"], None
+            for key in [key for key in parts if key.startswith(ONE2ONE)]:
+                parts[key.removeprefix(ONE2ONE)], parts[key] = parts[key], None
     elif isinstance(module, block.AAttn) and "all_head_dim" not in own:  # of YOLO12's first release
         own["all_head_dim"] = int(own["head_dim"]) * int(own["num_heads"])
 
@@ -159,9 +170,15 @@ def refuse_other_kinds(checkpoint: Path | IO[bytes]) -> None:
             raise UnpicklingError(kind)
 
 
-def names_of(network: DetectionModel) -> tuple[str, ...]:
+def task_of(network: Network) -> Task:
+    """The task that the network was made for."""
+    return TASK_OF[type(network).__name__]
+
+
+def names_of(network: Network) -> tuple[str, ...]:
     """Class names; the index is the class id. Raises WrongWeights unless each class of the head has one."""
-    given, classes = network.names, int(network.model[-1].nc)
+    given, last = network.names, network.model[-1]
+    classes = int(last.linear.out_features if isinstance(last, head.Classify) else last.nc)
     names = dict(enumerate(given)) if isinstance(given, list | tuple) else given
     if not isinstance(names, dict) or set(names) != set(range(classes)):
         raise WrongWeights(

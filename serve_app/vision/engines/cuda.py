@@ -1,6 +1,6 @@
 """The PyTorch engine on a GPU, with captured CUDA graphs.
 
-    lane (one of two):  host images ─copy─► inputs ─graph of the batch size─► heads ─copy─► host heads
+    lane (one of two):  host images ─copy─► inputs ─graph of the batch size─► outputs ─copy─► host outputs
 
 While one lane copies, the other computes, so two batches can be on the GPU. The graphs of a lane share its buffers
 and its memory pool, so a lane holds one batch at a time. A graph has one shape, so each image is in the middle of a
@@ -12,25 +12,26 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import nn
 
 from serve_app.errors import OutOfMemory
-from serve_app.vision.engines.checkpoint import names_of
+from serve_app.vision.engines.checkpoint import names_of, task_of
 from serve_app.vision.engines.cuda_stream import CudaStream
 from serve_app.vision.engines.engine import moved
-from serve_app.vision.engines.float_boxes import FloatBoxes
+from serve_app.vision.engines.float_heads import float_head
 from serve_app.vision.image import centre
 
 if TYPE_CHECKING:
     from serve_app.settings import Precision
     from serve_app.vision.engines.engine import Images
-    from serve_app.vision.engines.layers import DetectionModel
+    from serve_app.vision.engines.layers import Network
+    from serve_app.vision.tasks.task import Output
 
 logger = logging.getLogger("ray.serve")
 LANES = 2  # as many as the Detector runs batches at a time
@@ -46,27 +47,35 @@ def batch_sizes(most: int) -> list[int]:
 class Lane:
     """Buffers for batches of up to `most` images, and a graph for each of `batch_sizes`, captured largest first."""
 
-    def __init__(self, network: FloatBoxes, dtype: torch.dtype, most: int, stream: CudaStream) -> None:
+    def __init__(self, network: nn.Module, dtype: torch.dtype, size: int, most: int, stream: CudaStream) -> None:
         self.stream, self._network, self._dtype = stream, network, dtype
-        self._inputs, self._host_inputs = stream.buffers((most, network.size, network.size, 3), torch.uint8)
-        self._heads, self._host_heads = stream.buffers((most, 6, network.anchors), torch.float32)
+        self._inputs, self._host_inputs = stream.buffers((most, size, size, 3), torch.uint8)
+        shapes = [output.shape[1:] for output in self._run(1)]
+        self._outputs = [stream.buffers((most, *shape), torch.float32) for shape in shapes]
         self._places = self._host_inputs.numpy()
         self.replay = {n: stream.capture(partial(self.forward, n)) for n in batch_sizes(most)}
 
+    def _run(self, n: int) -> tuple[torch.Tensor, ...]:
+        batch = self._inputs[:n].permute(0, 3, 1, 2)  # a view of NHWC, which PyTorch calls channels_last
+        outputs: tuple[torch.Tensor, ...] = self._network(batch.to(self._dtype).div_(255))
+        return outputs
+
     def forward(self, n: int) -> None:
         """Runs the network on the first n inputs, without a graph."""
-        batch = self._inputs[:n].permute(0, 3, 1, 2)  # a view of NHWC, which PyTorch calls channels_last
-        self._heads[:n].copy_(self._network(batch.to(self._dtype).div_(255)))
+        for (place, _), output in zip(self._outputs, self._run(n), strict=True):
+            place[:n].copy_(output)
 
-    def __call__(self, images: Images) -> NDArray[np.float32]:
-        """See `Engine`."""
+    def __call__(self, images: Images) -> tuple[list[Output], list[tuple[int, int]]]:
+        """The outputs of the squares, and left, top of each image in its square."""
         n = len(images)
         offsets = [centre(place, image) for place, image in zip(self._places, images, strict=False)]
         with self.stream.work():
             self._inputs[:n].copy_(self._host_inputs[:n], non_blocking=True)
             self.replay[min(size for size in self.replay if size >= n)]()
-            self._host_heads[:n].copy_(self._heads[:n], non_blocking=True)
-        return moved(self._host_heads[:n].numpy().copy(), offsets)
+            for there, here in self._outputs:
+                here[:n].copy_(there[:n], non_blocking=True)
+        copies = [here[:n].numpy().copy() for _, here in self._outputs]
+        return list(zip(*copies, strict=True)), offsets
 
 
 class CudaEngine:
@@ -80,20 +89,21 @@ class CudaEngine:
 
     def __init__(
         self,
-        network: DetectionModel,
+        network: Network,
         size: int,
         precision: Precision = "auto",
         stream: type[CudaStream] = CudaStream,
     ) -> None:
         if precision not in DTYPES:
             raise RuntimeError(f"precision {precision} is for CPUs: a GPU runs {', '.join(DTYPES)}")
-        self.class_names, self._dtype, self._stream = names_of(network), DTYPES[precision], stream
-        self._network = FloatBoxes(network.fuse(verbose=False).to(self._dtype), size)
+        self.class_names, self.task = names_of(network), task_of(network)
+        self._size, self._dtype, self._stream = size, DTYPES[precision], stream
+        self._network = float_head(network.fuse(verbose=False).to(self._dtype), size)
         self._network = self._network.to(stream.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._most, self._growing = 0, threading.Lock()
         self.idle: SimpleQueue[Lane] = SimpleQueue()
 
-    def __call__(self, images: Images) -> NDArray[np.float32]:
+    def __call__(self, images: Images) -> Sequence[Output]:
         """See `Engine`."""
         if len(images) > self._most:
             self._grow(len(images))
@@ -101,9 +111,10 @@ class CudaEngine:
         lane = idle.get()
         try:
             with torch.inference_mode():
-                return lane(images)
+                outputs, offsets = lane(images)
         finally:
             idle.put(lane)
+        return moved(self.task, outputs, offsets, images)
 
     @torch.inference_mode()
     def _grow(self, most: int) -> None:
@@ -114,7 +125,7 @@ class CudaEngine:
             started, free, idle = time.perf_counter(), self._stream.free_bytes(), SimpleQueue[Lane]()
             try:
                 for _ in range(LANES):
-                    idle.put(Lane(self._network, self._dtype, most, self._stream()))
+                    idle.put(Lane(self._network, self._dtype, self._size, most, self._stream()))
             except torch.OutOfMemoryError:
                 idle = SimpleQueue()
             if idle.empty():  # outside `except`, which would keep the memory of what failed

@@ -1,4 +1,4 @@
-"""The layers of every detection network that Ultralytics trains, by the family that brought them.
+"""The layers of every network that serves, by the family or the task that brought them.
 
 This is the only module that imports Ultralytics. That keeps the AGPL dependency in one place, and start-up short
 elsewhere.
@@ -16,17 +16,26 @@ from torch import nn
 
 _pillow_open = Image.open
 from ultralytics.nn.modules import block, conv, head
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import (
+    BaseModel,
+    ClassificationModel,
+    DetectionModel,
+    OBBModel,
+    PoseModel,
+    SegmentationModel,
+)  # fmt: skip
 
 # Ultralytics replaces it with a function that installs pi_heif when an image cannot be read.
 Image.open = _pillow_open
 
-__all__ = ["FAMILIES", "PYTORCH", "DetectionModel", "block", "conv", "head"]
+__all__ = ["FAMILIES", "PYTORCH", "TASKS", "DetectionModel", "Network", "block", "conv", "head"]
+
+Network = BaseModel
 
 PYTORCH = (
     nn.Sequential, nn.ModuleList, nn.DataParallel, nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d,
-    nn.ZeroPad2d, nn.Upsample, nn.Identity,
-    nn.SiLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.Hardswish, nn.Mish,
+    nn.ZeroPad2d, nn.Upsample, nn.Identity, nn.Linear, nn.AdaptiveAvgPool2d, nn.Dropout,
+    nn.SiLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.Hardswish, nn.Mish, nn.Tanh,
 )  # fmt: skip
 FAMILIES = {
     "YOLOv8": (
@@ -45,3 +54,9 @@ FAMILIES = {
     "YOLO11 and YOLO26": (block.C2PSA, block.C3k, block.C3k2, block.PSABlock, conv.DWConv),
     "YOLO12": (block.A2C2f, block.AAttn, block.ABlock),
 }  # fmt: skip
+TASKS = {
+    "segment": (SegmentationModel, head.Segment, head.Segment26, block.Proto, block.Proto26),
+    "pose": (PoseModel, head.Pose, head.Pose26, block.RealNVP),
+    "obb": (OBBModel, head.OBB, head.OBB26),
+    "classify": (ClassificationModel, head.Classify),
+}

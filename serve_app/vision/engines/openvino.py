@@ -27,7 +27,8 @@ from serve_app.vision.engines.pytorch import traced
 if TYPE_CHECKING:
     from serve_app.settings import Precision
     from serve_app.vision.engines.engine import Images
-    from serve_app.vision.engines.layers import DetectionModel
+    from serve_app.vision.engines.layers import Network
+    from serve_app.vision.tasks.task import Output, Task
 
 CPUINFO = Path("/proc/cpuinfo")
 STREAMS = 2  # as many batches as the Detector runs at a time
@@ -54,10 +55,11 @@ class OpenVinoEngine:
         self,
         graph: Any,  # noqa: ANN401 - OpenVINO's own type
         class_names: tuple[str, ...],
+        task: Task,
         precision: Precision = "auto",
         cpu_threads: int | None = None,
     ) -> None:
-        self.class_names = class_names
+        self.class_names, self.task = class_names, task
         core = ov.Core()
         if precision == "auto":
             precision = "bfloat16" if has_amx() else "float32"
@@ -76,7 +78,7 @@ class OpenVinoEngine:
         self._idle_alone: SimpleQueue[ov.InferRequest] = SimpleQueue()
         self._running, self._counting = 0, Lock()
 
-    def __call__(self, images: Images) -> list[NDArray[np.float32]]:
+    def __call__(self, images: Images) -> list[Output]:
         """See `Engine`."""
         with self._counting:
             alone = not self._running and len(images) == 1
@@ -87,21 +89,27 @@ class OpenVinoEngine:
             with self._counting:
                 self._running -= 1
 
-    def _infer(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _infer(self, image: NDArray[np.uint8]) -> Output:
         request = taken(self._idle_alone) or self._alone.create_infer_request()
-        head: NDArray[np.float32] = request.infer([image[None]], share_inputs=True)[0][0]
+        request.infer([image[None]], share_inputs=True)
+        output = copied(request)
         self._idle_alone.put(request)
-        return head
+        return output
 
-    def _infer_beside(self, images: Images) -> list[NDArray[np.float32]]:
+    def _infer_beside(self, images: Images) -> list[Output]:
         requests = taken(self._idle) or ov.AsyncInferQueue(self._beside, STREAMS)
-        heads: dict[int, NDArray[np.float32]] = {}
-        requests.set_callback(lambda request, place: heads.update({place: request.get_output_tensor().data[0].copy()}))
+        outputs: dict[int, Output] = {}
+        requests.set_callback(lambda request, place: outputs.update({place: copied(request)}))
         for place, image in enumerate(images):
             requests.start_async([image[None]], place, share_inputs=True)
         requests.wait_all()  # raises RuntimeError if one has failed
         self._idle.put(requests)
-        return [heads[place] for place in range(len(images))]
+        return [outputs[place] for place in range(len(images))]
+
+
+def copied(request: ov.InferRequest) -> Output:
+    """The outputs of one image, which the next one would overwrite."""
+    return tuple(tensor.data[0].copy() for tensor in request.output_tensors)
 
 
 def taken(idle: SimpleQueue[Any]) -> Any:  # noqa: ANN401 - whatever the queue holds
@@ -112,7 +120,7 @@ def taken(idle: SimpleQueue[Any]) -> Any:  # noqa: ANN401 - whatever the queue h
         return None
 
 
-def graph(network: DetectionModel) -> Any:  # noqa: ANN401 - OpenVINO's own type
+def graph(network: Network) -> Any:  # noqa: ANN401 - OpenVINO's own type
     """The network as an OpenVINO model that takes uint8 (1, H, W, 3); it scales to 0..1 itself. See `Engine`."""
     model = ov.convert_model(traced(network), input=[1, 3, -1, -1])
     steps = PrePostProcessor(model)

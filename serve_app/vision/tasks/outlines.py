@@ -1,0 +1,57 @@
+"""The outline of a mask: its pieces as polygons, without their holes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from serve_app.vision.tasks.task import Floats
+
+Outline = list[Floats]  # polygons (P, 2) of x, y
+ROWS = 1000  # sampled at a time, because each pixel needs 8 bytes for its place
+SIDE = 256  # pixels of the longer side of the grid on which two outlines are compared
+
+
+def of(mask: NDArray[np.uint8], left: int, top: int) -> Outline:
+    """The outer edges of a mask, uint8 (h, w), whose corner is at left, top."""
+    found, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE) if mask.size else ((), None)
+    return [piece.reshape(-1, 2).astype(np.float32) + np.array((left, top), np.float32) for piece in found]
+
+
+def joined(outline: Outline) -> Floats:
+    """All pieces as one polygon (P, 2): each is joined where it is nearest, by a line that goes there and back."""
+    if not outline:
+        return np.empty((0, 2), np.float32)
+    line, *others = outline
+    for piece in others:
+        near = np.array([np.abs(line - point).sum(1).min() for point in piece]).argmin()
+        at = np.abs(line - piece[near]).sum(1).argmin()
+        there = np.concatenate([piece[near:], piece[: near + 1]])
+        line = np.concatenate([line[: at + 1], there, line[at:]])
+    return line
+
+
+def sampled(values: Floats, columns: NDArray[np.float64], rows: NDArray[np.float64]) -> Floats:
+    """Values (h, w) between their pixels, bilinear, at each row and column; those of the edge beyond it."""
+    made = [
+        cv2.remap(values, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        for part in np.array_split(rows, len(rows) // ROWS + 1)
+        for x, y in [np.meshgrid(columns.astype(np.float32), part.astype(np.float32))]
+        if x.size
+    ]
+    return np.concatenate(made) if made else np.empty((0, 0), np.float32)
+
+
+def overlap(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> float:
+    """The IoU of two polygons, each with `x` and `y` of its points, on a grid of SIDE pixels around both."""
+    lines = [np.array([line["x"], line["y"]], np.float32).T for line in (one, other)]
+    both = np.concatenate(lines)
+    corner, size = both.min(0), max(float(np.ptp(both, 0).max()), 1e-6)
+    filled = [np.zeros((SIDE, SIDE), np.uint8) for _ in lines]
+    for mask, line in zip(filled, lines, strict=True):
+        cv2.fillPoly(mask, [((line - corner) * (SIDE - 1) / size).round().astype(np.int32)], 1)
+    shared, either = (filled[0] & filled[1]).sum(), (filled[0] | filled[1]).sum()
+    return float(shared / either)

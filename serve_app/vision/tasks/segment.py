@@ -1,0 +1,174 @@
+"""Segmentation: boxes, and the outline of each object's mask.
+
+The network gives 32 coefficients for each box, and 32 prototype masks of the whole image at a quarter of its size. An
+object's mask is where the sum of the prototypes, weighted with its coefficients, is above 0 inside its box (YOLACT,
+Bolya et al. 2019).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from serve_app.errors import ImageTooComplex
+from serve_app.settings import PredictOptions
+from serve_app.vision import boxes
+from serve_app.vision.boxes import Detections
+from serve_app.vision.image import Letterbox
+from serve_app.vision.tasks import outlines
+from serve_app.vision.tasks.detect import Detect
+from serve_app.vision.tasks.outlines import Outline
+from serve_app.vision.tasks.task import OF_BOXES, PIXELS, Floats, Output, Part, Units
+
+Mask = tuple[NDArray[np.uint8], tuple[int, int]]  # 0 and 1 (h, w) of the part inside a box, and its left, top
+EMPTY = np.zeros((0, 0), np.uint8)
+QUARTER = 4  # pixels of the network input for one of a prototype
+MOST_PIXELS = 100_000_000  # of all masks of a photo at its own size: about 2 s; 300 objects could have 15 billion
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates(Detections):
+    """Boxes whose `extra` has their coefficients (N, 32), and the prototypes (32, h / 4, w / 4) if masks are wanted."""
+
+    prototypes: Floats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Segments(Detections):
+    """Boxes, and the outline of each in pixels of the photo; None if masks are not wanted."""
+
+    outlines: tuple[Outline, ...] | None = None
+
+
+class Segment(Detect):
+    """Output: the head (6 + 32, A), see `Detect`, and the prototypes (32, h / 4, w / 4)."""
+
+    name = "segment"
+    network = "SegmentationModel"
+    options = OF_BOXES | {"masks", "retina_masks"}
+    tensors: Sequence[dict[str, Any]] = (
+        *Detect.tensors,
+        {"name": "outline_points", "datatype": "FP32", "shape": [-1, 2]},
+        {"name": "outline_sizes", "datatype": "INT64", "shape": [-1]},  # points of each box's outline
+    )
+
+    def candidates(self, output: Output, least: float | Floats, options: PredictOptions) -> Candidates:
+        """See `Task`. The prototypes, 3.3 MB at 640 px, travel on only where they are needed."""
+        head, prototypes = output
+        found = boxes.candidates(head, least)
+        wanted = prototypes if options.masks and len(found) else None
+        return Candidates(found.xyxy, found.confidence, found.class_id, found.extra, wanted)
+
+    def final(self, candidates: Detections, letterbox: Letterbox, options: PredictOptions) -> Segments:
+        """See `Task`. Raises ImageTooComplex for `retina_masks` of more than MOST_PIXELS."""
+        kept = boxes.non_max_suppression(candidates, options.iou, options.max_det, options.agnostic_nms)
+        found = boxes.to_photo(kept, letterbox)
+        drawn: tuple[Outline, ...] | None = () if options.masks else None
+        prototypes = getattr(candidates, "prototypes", None)
+        if options.masks and prototypes is not None:
+            drawn = tuple(
+                outlines.of(mask, *corner)
+                if options.retina_masks
+                else [boxes.points_to_photo(piece, letterbox) for piece in outlines.of(mask, *corner)]
+                for mask, corner in (
+                    native_masks(kept, found, prototypes, letterbox)
+                    if options.retina_masks
+                    else masks(kept, prototypes)
+                )
+            )
+        return Segments(found.xyxy, found.confidence, found.class_id, found.extra, drawn)
+
+    def parts(self, found: Detections, units: Units = PIXELS) -> list[Part]:
+        """`box`, and `segments` with the x and y of the outline. Several pieces are one line that returns on itself."""
+        made = super().parts(found, units)
+        for part, outline in zip(made, getattr(found, "outlines", None) or (), strict=False):
+            x, y = units.write(outlines.joined(outline)).T.tolist()
+            part["segments"] = {"x": x, "y": y}
+        return made
+
+    def coco(self, parts: Sequence[Part], digits: int) -> list[dict[str, Any]]:
+        """`bbox`, and `segmentation`, a polygon. COCO wants three points at least; an empty mask has one of no area."""
+        results = super().coco(parts, digits)
+        for result, part in zip(results, parts, strict=True):
+            if "segments" in part:
+                points = list(zip(part["segments"]["x"], part["segments"]["y"], strict=True))
+                points += [points[-1] if points else result["bbox"][:2]] * (3 - len(points))
+                result["segmentation"] = [[value for point in points for value in point]]
+        return results
+
+    def columns(self, parts: Sequence[Part]) -> list[tuple[list[Any], list[int]]]:
+        """See `Task`."""
+        lines = [part.get("segments", {"x": [], "y": []}) for part in parts]
+        points = [value for line in lines for point in zip(line["x"], line["y"], strict=True) for value in point]
+        sizes = [len(line["x"]) for line in lines]
+        return [*super().columns(parts), (points, [sum(sizes), 2]), (sizes, [len(parts)])]
+
+    def overlap(self, one: Part, other: Part) -> float:
+        """The IoU of the masks; of the boxes where one has no mask."""
+        lines = [part.get("segments", {"x": ()}) for part in (one, other)]
+        return outlines.overlap(*lines) if all(line["x"] for line in lines) else super().overlap(one, other)
+
+    def moved(self, output: Output, left: int, top: int, shape: tuple[int, int]) -> Output:
+        """See `Task`. Images lie at multiples of 16 pixels, so the prototypes' part for them is exact."""
+        (head,) = super().moved(output[:1], left, top, shape)
+        (x, y), (h, w) = (left // QUARTER, top // QUARTER), (side // QUARTER for side in shape)
+        return head, output[1][:, y : y + h, x : x + w]
+
+
+def masks(kept: Detections, prototypes: Floats) -> Iterator[Mask]:
+    """The mask of each box, in pixels of the network input."""
+    height, width = (side * QUARTER for side in prototypes.shape[1:])
+    for logits, box in zip(weighted(kept, prototypes), kept.xyxy.tolist(), strict=True):
+        x1, y1, x2, y2 = inside(box, width, height)
+        if x1 == x2 or y1 == y2:
+            yield EMPTY, (x1, y1)
+            continue
+        # One more pixel of the prototypes on each side, so that enlarging this part is the same as enlarging all.
+        left, top = max(x1 // QUARTER - 1, 0), max(y1 // QUARTER - 1, 0)
+        part = logits[top : (y2 - 1) // QUARTER + 2, left : (x2 - 1) // QUARTER + 2]
+        large = cv2.resize(part, None, fx=QUARTER, fy=QUARTER, interpolation=cv2.INTER_LINEAR)
+        x, y = x1 - left * QUARTER, y1 - top * QUARTER
+        yield (large[y : y + y2 - y1, x : x + x2 - x1] > 0).astype(np.uint8), (x1, y1)
+
+
+def native_masks(kept: Detections, found: Detections, prototypes: Floats, letterbox: Letterbox) -> Iterator[Mask]:
+    """The mask of each box, computed at the photo's own size. Raises ImageTooComplex."""
+    size = found.xyxy[:, 2:] - found.xyxy[:, :2]
+    if (pixels := float(size.prod(1).sum())) > MOST_PIXELS:
+        raise ImageTooComplex(
+            f"`retina_masks`: the masks would have {pixels / 1e6:.0f} million pixels, the limit is "
+            f"{MOST_PIXELS / 1e6:.0f}: lower `max_det`, or leave it out"
+        )
+    height, width = (side * QUARTER for side in prototypes.shape[1:])
+    inner_w, inner_h = letterbox.width * letterbox.scale_x, letterbox.height * letterbox.scale_y
+    padding = (width - round(inner_w)) | (height - round(inner_h))
+    # The prototypes are enlarged until the photo lies on whole pixels of them, as Ultralytics does.
+    finer = QUARTER // math.gcd(QUARTER, padding | padding // 2)
+    left, top = letterbox.left * finer // QUARTER, letterbox.top * finer // QUARTER
+    w, h = (max(round(side * finer / QUARTER), 1) for side in (inner_w, inner_h))
+    for logits, box in zip(weighted(kept, prototypes), found.xyxy.tolist(), strict=True):
+        large = cv2.resize(logits, None, fx=finer, fy=finer, interpolation=cv2.INTER_LINEAR)
+        x1, y1, x2, y2 = inside(box, letterbox.width, letterbox.height)
+        columns = (np.arange(x1, x2) + 0.5) * w / letterbox.width - 0.5
+        rows = (np.arange(y1, y2) + 0.5) * h / letterbox.height - 0.5
+        logits_there = outlines.sampled(large[top : top + h, left : left + w], columns, rows)
+        yield (logits_there > 0).astype(np.uint8), (x1, y1)
+
+
+def weighted(kept: Detections, prototypes: Floats) -> Floats:
+    """The sum of the prototypes for each box, float32 (N, h / 4, w / 4)."""
+    assert kept.extra is not None
+    return (kept.extra @ prototypes.reshape(len(prototypes), -1)).reshape(-1, *prototypes.shape[1:])
+
+
+def inside(box: Sequence[float], width: int, height: int) -> tuple[int, int, int, int]:
+    """The pixels x1 <= x < x2, y1 <= y < y2 of an image that lie in a box."""
+    x1, y1, x2, y2 = (math.ceil(value) for value in box)
+    x1, y1 = min(max(x1, 0), width), min(max(y1, 0), height)
+    return x1, y1, min(max(x2, x1), width), min(max(y2, y1), height)
