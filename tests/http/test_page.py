@@ -6,6 +6,7 @@ import base64
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,13 @@ DROP = """([data, type, name]) => {
 
 @pytest.fixture
 def page(server: str) -> Iterator[Page]:
+    with opened(server) as page:
+        yield page
+
+
+@contextmanager
+def opened(server: str) -> Iterator[Page]:
+    """The page at a URL in a browser; its scripts must raise nothing, and ask nobody else."""
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         context = playwright.chromium.launch_persistent_context(
             folder, executable_path=CHROMIUM, args=ARGS, viewport={"width": 900, "height": 1200}

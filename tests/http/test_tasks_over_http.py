@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from playwright.sync_api import expect
 from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -28,7 +29,9 @@ from serve_app.vision.tasks import results
 from serve_app.vision.tasks.by_name import TASKS
 from serve_app.vision.tasks.task import Units, recognise
 from serve_app.weights.identity import pin_file
+from tests.http.test_page import CHROMIUM, drop, opened
 
+PICTURE = "() => document.querySelector('#canvas').toDataURL('image/png')"
 NAMES = {"segment": "yolov8n-seg", "pose": "yolo26n-pose", "obb": "yolo11n-obb", "classify": "yolov8n-cls"}
 SIZE = 160
 CONF = {"segment": 0.6, "pose": 0.6, "obb": 0.6, "classify": 0.0}
@@ -186,3 +189,21 @@ def test_the_open_inference_protocol_has_the_tasks_tensors(client: httpx.Client,
 def test_the_file_alone_says_its_task_and_its_size(folder: Path, client: httpx.Client, task: str) -> None:  # noqa: ARG001
     pinned = pin_file(str(folder / f"{NAMES[task]}.pt"))
     assert (pinned.task, pinned.image_size) == (task, TASKS[task].image_size)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("task", NAMES)
+def test_the_page_shows_what_the_task_finds(client: httpx.Client, bus: bytes, task: str, tmp_path: Path) -> None:
+    with opened(f"{client.base_url}/{task}/".replace("//" + task, "/" + task)) as page:
+        drop(page, bus)
+        expect(page.locator("tbody tr").first).to_be_visible(timeout=60_000)
+        drawn = io.BytesIO(base64.b64decode(page.evaluate(PICTURE).partition(",")[2]))
+        page.screenshot(path=str(tmp_path / f"{task}.png"), full_page=True)
+        meters = page.locator("meter").count()
+    photo = np.asarray(Image.open(io.BytesIO(bus)).convert("RGB"), int)
+    changed = (np.abs(np.asarray(Image.open(drawn).convert("RGB"), int) - photo).max(2) > 60).mean()
+    if task == "classify":
+        assert meters == len(objects(client, task, bus, conf=0.05)) > 1
+        assert changed < 0.001
+    else:
+        assert changed > 0.01
