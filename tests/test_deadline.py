@@ -19,6 +19,8 @@ from serve_app.graph.engine_watchdog import Watchdog
 from serve_app.graph.payloads import Prepared
 from serve_app.settings import PredictOptions
 from serve_app.vision.image import Letterbox
+from serve_app.vision.tasks.by_name import TASKS
+from serve_app.vision.tasks.task import Output
 from tests.http.test_errors import check
 
 BOX = Letterbox(1.0, 1.0, 0, 0, 32, 32)
@@ -54,14 +56,16 @@ def test_a_moment_that_has_passed_stops_a_stage() -> None:
 class Network:
     """Counts what it is given, and notes how many batches have a lane then."""
 
+    task = TASKS["detect"]
+
     def __init__(self, admission: BatchAdmission) -> None:
         self.seen, self.running, self._admission = 0, set[int](), admission
 
-    def __call__(self, squares: np.ndarray) -> np.ndarray:
+    def __call__(self, squares: np.ndarray) -> list[Output]:
         self.seen += len(squares)
         self.running.add(self._admission._running)
         time.sleep(0.05)
-        return np.zeros((len(squares), 6, 21), np.float32)
+        return [(np.zeros((6, 21), np.float32),)] * len(squares)
 
 
 @pytest.fixture
