@@ -17,7 +17,7 @@ def main(uri: str) -> None:
     if not pinned.manifest or not pinned.manifest.golden:
         sys.exit(f"{pinned.uri} has no golden set: make one and publish by hand, see serve_app/README.md")
     golden = pinned.manifest.golden
-    Path("golden.json").write_text(golden.model_dump_json(indent=1))
+    Path("golden.json").write_text(golden.model_dump_json(indent=1, exclude_none=True))
     photos = Path("photos")
     photos.mkdir()
     for photo in golden.photos:

@@ -44,9 +44,10 @@ def network(name: str) -> Any:  # noqa: ANN401 - Ultralytics has no types
     """A network of this family and task with random weights that is sure of some anchors and not of others."""
     torch.manual_seed(0)
     made = MODELS.get(name.partition("-")[2], DetectionModel)(f"{name}.yaml", nc=CLASSES, verbose=False).train()
-    photos = [prepare(p.read_bytes(), 640, MAX_PIXELS)[0][160:320, 160:320] for p in sample_photos.files()]
+    photos = [prepare(p.read_bytes(), side, MAX_PIXELS)[0] for p in sample_photos.files() for side in (640, 320)]
+    parts = [photo[:160, x : x + 160] for photo in photos for x in (0, 80)]
     noise = torch.rand(2, 3, 10, 10).repeat_interleave(16, 2).repeat_interleave(16, 3)
-    batch = torch.cat([torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2) / 255, noise])
+    batch = torch.cat([torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2) / 255, noise])
     with torch.no_grad():
         for layer in made.modules():
             if isinstance(layer, nn.BatchNorm2d):

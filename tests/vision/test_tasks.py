@@ -36,8 +36,10 @@ SIZE = 160
 
 def inputs(crops: bool, size: int = SIZE) -> list[Input]:
     """Parts of photos of several shapes. Without grey ones: random networks are equally sure of everything on them."""
-    bus, zidane = (image.decode(path.read_bytes(), 10**8)[::3, ::3].copy() for path in sample_photos.files())
-    parts = [bus, zidane, bus[100:300, 30:130]]
+    bus, zidane = (image.decode(path.read_bytes(), 10**8) for path in sample_photos.files())
+    small = [bus[::3, ::3], zidane[::3, ::3], bus[300:900:3, 90:390:3]]
+    large = [bus[y : y + 240, x : x + 180] for y in (100, 340) for x in (200, 500)]
+    parts = [part.copy() for part in small + large]
     return [image.middle_square(p, size, p.shape[:2]) if crops else image.letterbox(p, size) for p in parts]
 
 
