@@ -34,11 +34,11 @@ lint: .venv/dev manifests ## check style, types, borders between modules, and th
 fmt: .venv/dev ## format the code
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-accuracy: .venv/dev ## COCO mAP through the running service (MODEL=default for the bundled model)
+accuracy: .venv/dev ## mAP through the running service (MODEL=default for the bundled model, or yours.pt with SHARED=FOLDER)
 	@$(BIN)/python -m loadtests.benchmarks.accuracy --model $(MODEL) --data $(SHARED)
 
-families: .venv/dev ## each YOLO family against Ultralytics' own code: what it finds, and images/s
-	@$(BIN)/python -m loadtests.benchmarks.families
+families: .venv/dev ## each YOLO family and task against Ultralytics' own code: what it finds, and images/s
+	@$(BIN)/python -m loadtests.benchmarks.families && $(BIN)/python -m loadtests.benchmarks.families_over_http
 
 abuse: .venv/dev ## send hostile requests beside a good client: answers, seconds, memory
 	@$(BIN)/python -m loadtests.drills.abuse

@@ -64,9 +64,11 @@ def summary(times: list[float], took: float, errors: int, cpu_s: dict[str, float
     return Measured(len(times) / took, cuts[49], cuts[94], cuts[98], errors, shown)
 
 
-def measure(url: str, content: list[bytes], count: int, seconds: float, pid: int) -> Measured:
+def measure(
+    url: str, content: list[bytes], count: int, seconds: float, pid: int, *, path: str = "/v1/predict"
+) -> Measured:
     """Runs `count` closed-loop clients with one connection each. The first WARM_UP_S seconds are not counted."""
-    return uvloop.run(_measure(url, content, count, seconds, pid))
+    return uvloop.run(_measure(url, content, count, seconds, pid, path=path))
 
 
 def measure_together(
@@ -89,7 +91,9 @@ def measure_together(
     return Measured(rate, p50, p95, p99, sum(m.errors for m in found), ordered)
 
 
-async def _measure(url: str, content: list[bytes], count: int, seconds: float, pid: int) -> Measured:
+async def _measure(
+    url: str, content: list[bytes], count: int, seconds: float, pid: int, *, path: str = "/v1/predict"
+) -> Measured:
     times: list[float] = []
     errors = 0
     begin = time.perf_counter() + WARM_UP_S
@@ -99,7 +103,7 @@ async def _measure(url: str, content: list[bytes], count: int, seconds: float, p
         nonlocal errors
         while (started := time.perf_counter()) < end:
             body = content[n % len(content)]
-            async with http.post("/v1/predict", data=body, headers={"Content-Type": "image/jpeg"}) as answer:
+            async with http.post(path, data=body, headers={"Content-Type": "image/jpeg"}) as answer:
                 await answer.read()
             done = time.perf_counter()
             if not answer.ok:

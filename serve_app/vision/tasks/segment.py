@@ -69,19 +69,9 @@ class Segment(Detect):
         """See `Task`. Raises ImageTooComplex for `retina_masks` of more than MOST_PIXELS."""
         kept = boxes.non_max_suppression(candidates, options.iou, options.max_det, options.agnostic_nms)
         found = boxes.to_photo(kept, letterbox)
-        drawn: tuple[Outline, ...] | None = () if options.masks else None
         prototypes = getattr(candidates, "prototypes", None)
-        if options.masks and prototypes is not None:
-            drawn = tuple(
-                outlines.of(mask, *corner)
-                if options.retina_masks
-                else [boxes.points_to_photo(piece, letterbox) for piece in outlines.of(mask, *corner)]
-                for mask, corner in (
-                    native_masks(kept, found, prototypes, letterbox)
-                    if options.retina_masks
-                    else masks(kept, prototypes)
-                )
-            )
+        lines = () if prototypes is None else _outlines(kept, found, prototypes, letterbox, native=options.retina_masks)
+        drawn = tuple(lines) if options.masks else None
         return Segments(found.xyxy, found.confidence, found.class_id, found.extra, drawn)
 
     def parts(self, found: Detections, units: Units = PIXELS) -> list[Part]:
@@ -119,6 +109,18 @@ class Segment(Detect):
         (head,) = super().moved(output[:1], left, top, shape)
         (x, y), (h, w) = (left // QUARTER, top // QUARTER), (side // QUARTER for side in shape)
         return head, output[1][:, y : y + h, x : x + w]
+
+
+def _outlines(
+    kept: Detections, found: Detections, prototypes: Floats, letterbox: Letterbox, *, native: bool
+) -> Iterator[Outline]:
+    """The outline of each box's mask, in pixels of the photo. Raises ImageTooComplex."""
+    if native:
+        for mask, corner in native_masks(kept, found, prototypes, letterbox):
+            yield outlines.of(mask, *corner)
+        return
+    for mask, corner in masks(kept, prototypes):
+        yield [boxes.points_to_photo(piece, letterbox) for piece in outlines.of(mask, *corner)]
 
 
 def masks(kept: Detections, prototypes: Floats) -> Iterator[Mask]:
