@@ -16,6 +16,8 @@ from serve_app.ops import ray_environment, service_folder
 from serve_app.settings import ROOT
 from serve_app.weights import cli
 
+OPTIONS = ("conf", "iou", "classes", "agnostic_nms", "max_det", "masks", "retina_masks", "topk")  # of a request
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command. Returns its exit code."""
@@ -66,10 +68,8 @@ def predict(args: argparse.Namespace) -> int:
     """Sends photos to a running service."""
     from serve_app import client
 
-    given = {"conf": args.conf, "iou": args.iou, "classes": args.classes, "max_det": args.max_det}
-    return min(
-        client.predict(args.photos, args.url, {k: v for k, v in given.items() if v is not None}, args.save, args.key), 1
-    )
+    given = {k: v for k, v in vars(args).items() if k in OPTIONS and v is not None}
+    return min(client.predict(args.photos, args.url, given, args.save, args.key), 1)
 
 
 def key(args: argparse.Namespace) -> int:
@@ -132,9 +132,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("photos", type=Path, nargs="+", metavar="PHOTO")
     command.add_argument("--url", default="http://127.0.0.1:8000")
     command.add_argument("--key", help="API key")
-    command.add_argument("--save", type=Path, metavar="DIR", help="write the photos with their boxes into DIR")
-    for option in ("--conf", "--iou", "--classes", "--max_det"):
-        command.add_argument(option, help="as in serve_app/API.md")
+    command.add_argument("--save", type=Path, metavar="DIR", help="write the photos there, with what was found drawn")
+    for option in OPTIONS:
+        command.add_argument(f"--{option}", help="as in serve_app/API.md")
     command.set_defaults(run=predict)
 
     cli.add(commands.add_parser("weights", help=cli.__doc__).add_subparsers(required=True))

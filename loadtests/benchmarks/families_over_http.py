@@ -27,7 +27,7 @@ from serve_app.vision import image, sample_photos
 from serve_app.vision.engines.checkpoint import task_of
 from serve_app.vision.tasks.task import Task
 
-CLIENTS, ROUNDS, SECONDS, MOST = 8, 3, 5.0, 30
+CLIENTS, ROUNDS, SECONDS, MOST = 8, 3, 4.0, 30
 LEAST = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 
 

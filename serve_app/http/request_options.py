@@ -40,6 +40,8 @@ def parse(given: dict[str, Any], only_json: bool = False) -> PredictOptions:
     except ValidationError as error:
         problems = (f"`{str(e['loc'][0])[:40]}`: {e['msg']}" for e in error.errors(include_input=False)[:5])
         raise InvalidParameter("; ".join(problems)) from error
+    if options.retina_masks and not options.masks:
+        raise InvalidParameter("`retina_masks`: there are no masks, as `masks` is false")
     if only_json and options.format != "json":
         raise InvalidParameter("`format`: this protocol has one format only, /v1/predict has others")
     return options

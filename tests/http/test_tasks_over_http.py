@@ -21,6 +21,7 @@ from pycocotools.cocoeval import COCOeval
 
 from loadtests.benchmarks.random_networks import CLASSES, network
 from loadtests.service import config, free_port, running
+from serve_app.__main__ import main
 from serve_app.settings import PredictOptions
 from serve_app.vision import image
 from serve_app.vision.engines.checkpoint import read_checkpoint
@@ -102,6 +103,7 @@ def test_the_answer_is_that_of_the_network(client: httpx.Client, folder: Path, b
         ("obb", {"masks": "false"}, "`masks`: only segment has this option"),
         ("classify", {"iou": 0.5}, "`iou`: only detect, segment, pose, obb has this option"),
         ("classify", {"retina_masks": "true"}, "`retina_masks`: only segment"),
+        ("segment", {"masks": "false", "retina_masks": "true"}, "`retina_masks`: there are no masks"),
         ("classify", {"format": "coco"}, "`format`: COCO has none for the task of yolov8n-cls, classify"),
     ],
 )
@@ -124,6 +126,18 @@ def test_the_options_of_a_task(client: httpx.Client, bus: bytes) -> None:
     assert len(objects(client, "classify", bus)) == CLASSES
     fractions = objects(client, "pose", bus, normalize="true")
     assert all(0 <= v <= 1 for one in fractions for axis in ("x", "y") for v in one["keypoints"][axis])
+
+
+def test_the_command_line_has_the_options_of_the_tasks(
+    client: httpx.Client, bus: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = tmp_path / "bus.jpg"
+    photo.write_bytes(bus)
+    command = ["predict", str(photo), "--url", f"{client.base_url}/classify".replace("//classify", "/classify")]
+    assert main([*command, "--topk", "2"]) == 0
+    assert "2 found" in capsys.readouterr().out
+    assert main([*command, "--masks", "false"]) == 1
+    assert "`masks`: only segment has this option" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("task", "kind"), [("segment", "segm"), ("pose", "keypoints"), ("obb", "segm")])
