@@ -1,14 +1,15 @@
-"""`make families`, its second half: each family and task through the running service, against Ultralytics' own code.
+"""`make families`, its second half: all networks, or those named, through the running service, against Ultralytics' own code.
 
 Ultralytics' is what its `predict` runs for a JPEG, in one process: decoding, letterbox, the fused network in float32,
-post-processing. The service has CLIENTS clients, and also float32. Both leave out objects of low confidence until at
-most MOST are left, because random networks find hundreds.
+post-processing. The service has CLIENTS clients, and also float32. Both leave out objects of low confidence, at most
+0.999, until MOST are left, because random networks find hundreds.
 """
 
 from __future__ import annotations
 
 import copy
 import statistics
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -64,7 +65,7 @@ def main() -> None:
     """Prints a row of a Markdown table for each network. Raises NotStarted."""
     print("| network | confidence, objects | service, images/s | Ultralytics | ratio |")
     print("|" + "---|" * 5)
-    for name in (*FAMILIES, *OF_TASKS):
+    for name in sys.argv[1:] or (*FAMILIES, *OF_TASKS):
         with tempfile.TemporaryDirectory() as folder:
             ours, theirs, conf, objects = rates(name, Path(folder))
         print(f"| {name} | {conf:g}, {objects} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.2f} |", flush=True)

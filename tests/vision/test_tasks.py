@@ -190,6 +190,10 @@ def test_pieces_of_a_mask_become_one_line_that_covers_them() -> None:
     cv2.fillPoly(filled, [(line - (100, 200)).astype(np.int32)], 1)
     assert (filled & mask).sum() == mask.sum()
     assert (filled & ~mask & 1).sum() <= 60, "the lines between the pieces"
+    dots = [np.array([(x, y), (x + 1, y)], np.float32) for y in range(0, 90, 3) for x in range(0, 90, 3)]
+    line = outlines.joined(dots)
+    assert len(line) <= 4 * len(dots), "each piece is entered and left once"
+    assert set(map(tuple, line.tolist())) == {tuple(point) for dot in dots for point in dot.tolist()}
     assert outlines.joined([]).shape == (0, 2)
     assert outlines.of(np.zeros((0, 0), np.uint8), 0, 0) == []
 
