@@ -1,4 +1,4 @@
-"""`make families`, its second half: all networks, or those named, through the running service, against Ultralytics' own code.
+"""`make families`, its second half: all networks, or those named, through the service, and Ultralytics' own code.
 
 Ultralytics' is what its `predict` runs for a JPEG, in one process: decoding, letterbox, the fused network in float32,
 post-processing. The service has CLIENTS clients, and also float32. Both leave out objects of low confidence, at most
