@@ -13,10 +13,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from loadtests.drills.events import local
 from loadtests.drills.observation import content_of, observe
 from loadtests.traffic import Row, Traffic
+from serve_app.weights.identity import BUNDLED
 
 # Reported, but not a failure: the requests that a killed HAProxy held are lost. Its keeper starts another one at once.
 KNOWN_LIMITATIONS = {"kill HAProxy"}
@@ -34,7 +36,7 @@ def main(args: argparse.Namespace) -> bool:
             for _ in range(args.times):
                 bad += observe(traffic, "hook", lambda: hook(args.hook), refusals=True)
     else:
-        with local(difference=args.difference) as operator:
+        with local(difference=args.difference, weights=args.weights) as operator:
             traffic = Traffic(operator.service.url, content_of())
             chosen = {n: e for n, e in operator.events.items() if not args.events or n in args.events}
             with traffic.flowing():
@@ -72,6 +74,7 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, help="run random events for so many minutes instead")
     parser.add_argument("--seed", type=int, help="seed of the random order")
     parser.add_argument("--difference", default="", help="YAML to merge over serve_config.yaml, such as that of a GPU")
+    parser.add_argument("--weights", type=Path, default=BUNDLED, help="a .pt of any task, to publish and to swap")
     parser.add_argument("--url", help="URL of a service that runs already")
     parser.add_argument("--hook", default="true", help="command that upgrades it; must return when the upgrade is done")
     parser.add_argument("--key", help="API key")

@@ -18,6 +18,7 @@ import psutil
 from loadtests import s3_server
 from loadtests.drills.weights_versions import Versions
 from loadtests.service import Service, command, deploy, detector, model, running, shipped, status
+from serve_app.weights.identity import BUNDLED
 
 TIMEOUT_S = 150.0
 KILLED = {  # part of the process's command line
@@ -140,13 +141,13 @@ class Operator:
 
 
 @contextmanager
-def local(env: dict[str, str] | None = None, difference: str = "") -> Iterator[Operator]:
+def local(env: dict[str, str] | None = None, difference: str = "", weights: Path = BUNDLED) -> Iterator[Operator]:
     """Starts a service with weights from S3 whose replica takes 0.3 CPUs, so three replicas fit on this machine.
 
-    `difference`, a YAML text, changes its configuration.
+    `difference`, a YAML text, changes its configuration; `weights` is the file that is published.
     """
     with tempfile.TemporaryDirectory() as name, s3_server.bucket() as bucket:
-        versions = Versions(bucket, Path(name))
+        versions = Versions(bucket, Path(name), weights)
         uri = versions.good().uri
         args = {"weights": uri, "s3_endpoint_url": bucket.endpoint, "weights_cache": str(Path(name) / "cache")}
         content = shipped(difference, **args)

@@ -1,4 +1,4 @@
-"""Good and broken versions of the bundled weights, published to an S3 for the drills."""
+"""Good and broken versions of weights, published to an S3 for the drills."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ KEY = f"s3://{s3_server.BUCKET}/road5.pt"
 
 
 class Versions:
-    """Publishes versions of the bundled weights with a golden set of the two sample photos."""
+    """Publishes versions of a file, with a golden set of the two sample photos."""
 
-    def __init__(self, bucket: s3_server.Bucket, folder: Path) -> None:
+    def __init__(self, bucket: s3_server.Bucket, folder: Path, file: Path = BUNDLED) -> None:
         self._bucket, self._folder, self._store = bucket, folder, Store(bucket.endpoint)
-        self._count = itertools.count()
-        found = pin_file(str(BUNDLED))
-        assert found.manifest
-        model = TorchEngine(read_checkpoint(BUNDLED))
-        paths = sample_photos.files()
-        made = golden_set.make(model, paths, found.image_size)
-        self._manifest = found.manifest.model_copy(update={"golden": made})
+        self._count, self._file = itertools.count(), file
+        found, model = pin_file(str(file)), TorchEngine(read_checkpoint(file))
+        facts = {"class_names": model.class_names, "image_size": found.image_size, "task": found.task}
+        made = golden_set.make(model, sample_photos.files(), found.image_size)
+        self._manifest = Manifest.model_validate(
+            facts | {"sha256": found.sha256, "bytes": file.stat().st_size, "golden": made}
+        )
 
     def good(self) -> Pinned:
-        """The bundled weights, each number changed by at most 0.1 %: other bytes, the same objects."""
+        """The weights, each number changed by at most 0.1 %: other bytes, the same objects."""
         return self._publish(self._changed(lambda p: p.mul_(1 + 0.001 * (2 * torch.rand_like(p) - 1))))
 
     def named(self, names: tuple[str, ...], file: str) -> Pinned:
-        """The bundled weights with other class names, as `file` in the same bucket, without a golden set."""
+        """The weights with other class names, as `file` in the same bucket, without a golden set."""
         path = self._changed(lambda _: None, names)
         return self._publish(path, f"s3://{s3_server.BUCKET}/{file}", class_names=names, golden=None)
 
@@ -72,7 +72,7 @@ class Versions:
 
     def _changed(self, change: Callable[[torch.Tensor], object], names: tuple[str, ...] = ()) -> Path:
         path = self._folder / f"{next(self._count)}.pt"
-        network = copy.deepcopy(read_checkpoint(BUNDLED))
+        network = copy.deepcopy(read_checkpoint(self._file))
         network.names = dict(enumerate(names)) or network.names
         with torch.no_grad():
             for parameter in network.parameters():
