@@ -91,9 +91,7 @@ def measure_together(
     return Measured(rate, p50, p95, p99, sum(m.errors for m in found), ordered)
 
 
-async def _measure(
-    url: str, content: list[bytes], count: int, seconds: float, pid: int, *, path: str = "/v1/predict"
-) -> Measured:
+async def _measure(url: str, content: list[bytes], count: int, seconds: float, pid: int, *, path: str) -> Measured:
     times: list[float] = []
     errors = 0
     begin = time.perf_counter() + WARM_UP_S

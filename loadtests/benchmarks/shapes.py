@@ -128,9 +128,8 @@ def train(name: str, steps: int) -> Any:  # noqa: ANN401 - Ultralytics has no ty
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     task = task_of(name)
-    network = MODELS.get(name.partition("-")[2], DetectionModel)(f"{name}.yaml", nc=len(NAMES), verbose=False)
-    if task == "pose":
-        network = type(network)(f"{name}.yaml", nc=len(NAMES), data_kpt_shape=(len(POINTS), 3), verbose=False)
+    points = {"data_kpt_shape": (len(POINTS), 3)} if task == "pose" else {}
+    network = MODELS.get(name.partition("-")[2], DetectionModel)(f"{name}.yaml", nc=len(NAMES), verbose=False, **points)
     network.args, network.names = get_cfg(), NAMES
     optimizer = torch.optim.AdamW(network.train().parameters(), weight_decay=0.01)
     rate = 5e-4 if task == "classify" else 2e-3  # it learns nothing at 2e-3

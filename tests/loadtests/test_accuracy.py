@@ -63,7 +63,7 @@ def test_the_best_class_and_the_best_five(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["yolov8n", "yolo11n-seg", "yolo26n-seg", "yolo26n-pose", "yolov8n-obb", "yolov8n-cls"]
 )
-def test_a_short_training_changes_the_network(name: str, tmp_path: Path) -> None:
+def test_a_training_leaves_a_checkpoint_of_its_task(name: str, tmp_path: Path) -> None:
     shapes.main(name, tmp_path, 4)
     made = read_checkpoint(tmp_path / f"{name}.pt")
     assert task_of(made).name == shapes.task_of(name)

@@ -184,11 +184,13 @@ def test_what_the_panels_show_is_true(seen: Seen) -> None:
     window = f"{now - seen.since + 5:.0f}s"
     # Both at the same moment: a second later the window's first sample may be another.
     rates = by_label(prometheus.now(query.replace("$__rate_interval", window), now), "status_code")
-    known = growth(prometheus, window, now)
+    # Of the counters that are those of the traffic. Not their growth: `rate` continues each counter to the edges of the
+    # window by itself, on a busy machine so unevenly that shares of the two were 0.035 apart.
+    known = dict(by_label(prometheus.now(f"sum by (status_code) (rate({SERVES}[{window}]))", now), "status_code"))
+    assert known.keys() == dict(rates).keys()
     for status, rate in rates:
         share = rate / sum(value for _, value in rates)
-        # `rate` continues each counter to the edges of the window, but none below 0: 0.035 apart on a busy machine.
-        assert share == pytest.approx(known[status] / sum(known.values()), abs=0.08), status
+        assert share == pytest.approx(known[status] / sum(known.values()), abs=0.02), status
     (query,) = of("service", "Answered, of all predictions (1 h)").values()
 
     def failed_as_shown() -> bool:  # a recorded ratio is as old as its last evaluation
