@@ -125,7 +125,7 @@ release: .venv/dev ## show release VERSION=x.y.z of the changes under Unreleased
 	@$(BIN)/python .github/release.py $(VERSION) $(if $(DRY_RUN),,--commit)
 
 lock: ## write the newest versions that pyproject.toml allows to constraints.txt
-	@$(PYTHON) -m venv --clear .venv-lock && .venv-lock/bin/python -m pip install -q '.[cpu,int8,load,dev]'
+	@$(PYTHON) -m venv --clear .venv-lock && .venv-lock/bin/python -m pip install -q '.[cpu,load,dev]'
 	@.venv-lock/bin/python -m pip freeze --exclude image-recognition | sed 's/+.*//' > constraints.txt && rm -r .venv-lock
 
 clean: ## remove .venv and caches; keeps weights and build/
@@ -152,5 +152,5 @@ $(SUPPLY)/bin/pip-licenses: .venv/serve
 	@$(BIN)/python -m venv $(SUPPLY) && $(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0 pip-licenses==5.5.5
 
 .venv/dev: .venv/serve
-	@$(PIP) --editable '.[cpu,int8,load,dev]'
+	@$(PIP) --editable '.[cpu,load,dev]'
 	@touch $@

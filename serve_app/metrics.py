@@ -103,8 +103,17 @@ def swaps_total() -> Counter:
 
 
 def weights_live() -> Gauge:
-    """1 for the weights that a replica serves. Each health check sets it again."""
-    tags: Any = ("name", "version", "sha256")  # Any, because Ray's type allows only one tag
+    """1 for the weights that a replica serves. Each health check sets it again.
+
+    `int8_refused` says why they do not run in int8 where it would be the fastest; it is empty otherwise.
+    """
+    tags: Any = (
+        "name",
+        "version",
+        "sha256",
+        "precision",
+        "int8_refused",
+    )  # Any, because Ray's type allows only one tag
     return Gauge("recognition_weights_live", "1 for the weights that are served", tags)
 
 

@@ -75,9 +75,9 @@ class AppSettings(BaseModel):
     )
     precision: Precision = Field(
         "auto",
-        description="numbers of the network; `auto` is float16 on a GPU, `bfloat16` where the CPU has AMX, else "
-        "`float32`; `int8` is for CPUs only, the fastest and the least exact, needs the `int8` extra, and takes about "
-        "10 s to calibrate new weights",
+        description="numbers of the network; `auto` is float16 on a GPU, `bfloat16` where the CPU has AMX, `int8` "
+        "where it has VNNI only, else `float32`; weights run in `int8` only if they then find what they find in "
+        "`float32`, which is tested once, in 10 s",
     )
     cpu_threads: PositiveInt | None = Field(
         None, description="threads of one Detector replica without a GPU; all cores of its node when not set"

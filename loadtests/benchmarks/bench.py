@@ -1,7 +1,8 @@
 """`make bench`: compares the service with its own engine. Measurements alternate, because the machine is noisy.
 
-It measures the engine alone; JPEG to boxes in one process, without Ray or HTTP; and the service. The last two also run
-with photos of 12 MP.
+It measures the engine alone; JPEG to boxes in one process, without Ray or HTTP, for one and two callers; and the
+service. The last two also run with photos of 12 MP. Each rate is compared with the better one in process, that of one
+client with one caller's.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,26 +30,31 @@ Results = dict[str, list[Measured]]
 LARGE = "12 MP"
 
 
-def in_process(loaded: Loaded, size: int, content: list[bytes], seconds: float) -> Measured:
-    """JPEG to boxes with the service's own functions, in one thread."""
+def in_process(loaded: Loaded, size: int, content: list[bytes], callers: int, seconds: float) -> Measured:
+    """JPEG to boxes with the service's own functions, in as many threads as there are callers."""
 
     def once(n: int) -> None:
         task = loaded.engine.task
         network_input, letterbox = image.prepare(content[n % len(content)], size, 52_000_000, crops=task.crops)
         recognise(task, loaded.engine(network_input[None])[0], letterbox, 0.25)
 
-    return loop(once, seconds)
+    return loop(once, seconds, callers)
 
 
-def loop(once: Callable[[int], object], seconds: float) -> Measured:
+def loop(once: Callable[[int], object], seconds: float, callers: int = 1) -> Measured:
     """Calls `once` with 0, 1, 2 … for `seconds`, after three calls that are not counted."""
     for n in range(3):
         once(n)
     times: list[float] = []
     begun, cpu = time.perf_counter(), time.process_time()
-    while (started := time.perf_counter()) < begun + seconds:
-        once(len(times))
-        times.append(time.perf_counter() - started)
+
+    def call(_: int) -> None:
+        while (started := time.perf_counter()) < begun + seconds:
+            once(len(times))
+            times.append(time.perf_counter() - started)
+
+    with ThreadPoolExecutor(callers) as pool:
+        list(pool.map(call, range(callers)))
     return summary(times, time.perf_counter() - begun, 0, {"this process": time.process_time() - cpu})
 
 
@@ -64,11 +71,12 @@ def run(content: list[bytes], counts: list[int], seconds: float, rounds: int, se
     with running(config(free_port(), **settings)) as service:
         measures: dict[str, Callable[[], Measured]] = {
             "engine": partial(loop, lambda _: loaded.engine(network_input), seconds),
-            "in process": partial(in_process, loaded, size, content, seconds),
+            "in process": partial(in_process, loaded, size, content, 1, seconds),
+            "in process, two": partial(in_process, loaded, size, content, 2, seconds),
         }
         for count in counts:
             measures[f"{count} clients"] = partial(clients.measure, service.url, content, count, seconds, service.pid)
-        measures[f"in process, {LARGE}"] = partial(in_process, loaded, size, large, seconds)
+        measures[f"in process, {LARGE}"] = partial(in_process, loaded, size, large, 2, seconds)
         measures[f"8 clients, {LARGE}"] = partial(clients.measure, service.url, large, 8, seconds, service.pid)
         for _ in range(rounds):
             for name, measure in measures.items():
@@ -82,7 +90,10 @@ def table(found: Results) -> None:
     rounds = max(map(len, found.values()))
     print(f"\n{'median of ' + str(rounds):19s}  img/s   ÷ in process   p50 ms   p95 ms   p99 ms")
     for name, several in found.items():
-        base = statistics.median(m.rate for m in found["in process" + (f", {LARGE}" if LARGE in name else "")])
+        one, two, both = (
+            statistics.median(m.rate for m in found[f"in process{callers}"]) for callers in ("", ", two", f", {LARGE}")
+        )
+        base = both if LARGE in name else one if name in ("engine", "1 clients") else max(one, two)
         rate = statistics.median(m.rate for m in several)
         p50, p95, p99 = (statistics.median(getattr(m, p) for m in several) for p in ("p50", "p95", "p99"))
         print(f"{name:19s} {rate:6.1f}   {rate / base:12.2f} {p50:8.1f} {p95:8.1f} {p99:8.1f}")
@@ -98,7 +109,7 @@ def plot(found: Results, path: Path) -> None:
     counts = {int(name.split()[0]): several for name, several in found.items() if name.endswith("clients")}
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     left.plot(list(counts), [statistics.median(m.rate for m in s) for s in counts.values()], "o-", label="service")
-    for name, style in (("engine", ":"), ("in process", "--")):
+    for name, style in (("engine", ":"), ("in process", "--"), ("in process, two", "-.")):
         left.axhline(statistics.median(m.rate for m in found[name]), ls=style, color="grey", label=name)
     for p in ("p50", "p95", "p99"):
         right.plot(list(counts), [statistics.median(getattr(m, p) for m in s) for s in counts.values()], "o-", label=p)

@@ -22,7 +22,7 @@ from serve_app.graph import detector
 from serve_app.http import ingress
 from serve_app.ops.serve_config import apart
 from serve_app.settings import AppSettings
-from serve_app.vision.engines.engine import Images
+from serve_app.vision.engines.engine import Engine, Images
 from serve_app.vision.tasks.by_name import TASKS
 from serve_app.vision.tasks.task import Output
 from serve_app.weights import loader
@@ -33,7 +33,7 @@ GPUS = (1000, 3000)  # images/s of yolov8n in float16: on an L4, and on a larger
 class InstantEngine:
     """An engine that returns one object with score 0.9 on every photo, in no time."""
 
-    device = "cpu"
+    device, precision = "cpu", "float32"
     task = TASKS["detect"]
 
     def __init__(self, class_names: tuple[str, ...], size: int) -> None:
@@ -49,7 +49,7 @@ class InstantEngine:
 def without_network(instead: type[InstantEngine] = InstantEngine) -> None:
     """Makes this process build this engine instead of one that runs the network."""
 
-    def build(network: Any, sha256: str, settings: AppSettings, size: int, device: str) -> InstantEngine:  # noqa: ANN401, ARG001
+    def build(network: Any, settings: AppSettings, size: int, device: str, ranges: Any = None) -> Engine:  # noqa: ANN401, ARG001
         from serve_app.vision.engines.checkpoint import names_of  # imports torch; the process has read a network
 
         return instead(names_of(network), size)

@@ -113,8 +113,9 @@ class LiveWeights:
 
     def set_gauge(self) -> None:
         """Sets the gauge of the live weights. Ray drops a gauge that is not set again within 10 s."""
-        w = self.current.weights
-        self._gauge.set(1, {"name": w.name, "version": w.version or "", "sha256": w.sha256})
+        w, refused = self.current.weights, self.current.int8_refused
+        tags = {"name": w.name, "version": w.version or "", "sha256": w.sha256, "precision": w.precision}
+        self._gauge.set(1, tags | {"int8_refused": refused.reason if refused else ""})
 
     def _fetch(self, uri: str) -> loader.Content:
         return weights_holder.fetch(uri, self._settings)
@@ -141,6 +142,7 @@ class LiveWeights:
             self.current.weights,
             self._device,
             self._size,
+            self.current.int8_refused.detail if self.current.int8_refused else None,
             self.current.pinned.uri,
             previous,
             self._loading,

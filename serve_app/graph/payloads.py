@@ -62,6 +62,7 @@ class Serving:
     weights: Weights
     device: str  # `cpu` or `cuda`
     image_size: int  # side of the network input, in pixels
+    int8_refused: str | None  # why the weights do not run in int8, where it would be the fastest
     uri: str
     previous: Weights | None
     loading: str | None  # the address of weights that are being loaded

@@ -120,11 +120,12 @@ class ModelCard(BaseModel):
     sha256: str
     bundled: bool = Field(description="true for the project's own default model")
     version: str | None = Field(None, description="S3 VersionId")
+    precision: str = Field(description="of its numbers: `float32`, `bfloat16`, `float16` or `int8`")
 
     @classmethod
     def of(cls, weights: Weights) -> ModelCard:
         """The public part of the weights' identity."""
-        return cls(name=weights.name, sha256=weights.sha256, bundled=weights.bundled, version=weights.version)
+        return cls.model_validate(weights, from_attributes=True)
 
 
 class Metadata(BaseModel):
@@ -151,6 +152,7 @@ class ServedModel(ModelCard):
     image_size: int = Field(description="side of the network input, in pixels")
     trained_size: int | None = Field(description="that of the training, where the manifest or the file says it")
     device: str = Field(description="`cpu` or `cuda`")
+    int8_refused: str | None = Field(None, description="why it does not run in int8, where that would be the fastest")
     previous: ModelCard | None = Field(None, description="still loaded, so that going back to them takes no time")
     loading: str | None = Field(None, description="address of weights that are being loaded and tested")
     refused: list[RefusedWeights] = Field([], description="the last weights that were refused, newest last")
@@ -168,6 +170,7 @@ class ServedModel(ModelCard):
             image_size=live.image_size,
             trained_size=live.weights.trained_size,
             device=live.device,
+            int8_refused=live.int8_refused,
             previous=previous,
             loading=live.loading,
             refused=[RefusedWeights.model_validate(r, from_attributes=True) for r in live.refused],

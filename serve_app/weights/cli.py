@@ -9,7 +9,7 @@ from pathlib import Path
 
 from serve_app.errors import WrongWeights
 from serve_app.settings import LARGEST_SIZE, AppSettings
-from serve_app.weights import golden_set, loader, store, ultralytics_weights
+from serve_app.weights import golden_set, loader, quantisation, store, ultralytics_weights
 from serve_app.weights.identity import Manifest, pin_file
 from serve_app.weights.loader import Loaded
 
@@ -46,6 +46,7 @@ def publish(args: argparse.Namespace) -> int:
         image_size=size,
         task=loaded.engine.task.name,
         golden=chosen,
+        int8=quantisation.for_manifest(found.uri, chosen, size),
     )
     print(store.Store(args.endpoint_url).publish(Path(found.uri), manifest, args.uri).uri)
     if not chosen:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, PositiveFloat
 
@@ -90,8 +91,13 @@ def found(engine: Engine, photo: bytes, size: int, conf: float) -> list[Expected
     `size` is the side of the network input in pixels, `conf` the least confidence. Pixels are rounded to 0.1, scores to
     0.001. Raises AppErrors for a photo that cannot be read.
     """
+    network_input, letterbox = image.prepare(photo, size, MAX_PIXELS, crops=engine.task.crops)
+    return seen(engine, network_input, letterbox, conf)
+
+
+def seen(engine: Engine, network_input: NDArray[np.uint8], letterbox: image.Letterbox, conf: float) -> list[Expected]:
+    """As `found`, in a network input (H, W, 3)."""
     task, options = engine.task, PredictOptions(topk=1)
-    network_input, letterbox = image.prepare(photo, size, MAX_PIXELS, crops=task.crops)
     objects = recognise(task, engine(network_input[None])[0], letterbox, conf, options)
     return [
         Expected(

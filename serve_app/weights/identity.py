@@ -20,6 +20,7 @@ from serve_app.errors import DamagedWeights, MissingWeights
 from serve_app.settings import ROOT
 from serve_app.vision.tasks.by_name import TASKS
 from serve_app.weights.golden_set import Golden
+from serve_app.weights.quantisation import Quantisation
 
 MODELS = ROOT / "models"
 PREFERRED, BUNDLED = MODELS / "yolov8n.pt", MODELS / "default.pt"
@@ -46,6 +47,7 @@ class Manifest(BaseModel):
     image_size: int
     task: Literal["detect", "segment", "pose", "obb", "classify"] = "detect"
     golden: Golden | None = None
+    int8: Quantisation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Weights:
     version: str | None = None  # S3 VersionId
     trained_size: int | None = None  # side of the training's network input in pixels, if known
     task: str = "detect"
+    precision: str = "float32"  # the numbers of its network, see `Engine`
 
 
 @dataclass(frozen=True, slots=True)

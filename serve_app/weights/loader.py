@@ -1,6 +1,6 @@
-"""Takes an address to weights that may serve: fetch → verify → load → compile → warm → golden set.
+"""Takes an address to weights that may serve: fetch → verify → load → int8 → compile → warm → golden set.
 
-On a GPU the precision check runs too.
+The step `int8` runs only on CPUs that are fastest in it. On a GPU the precision check runs too.
 
 Each step can refuse the weights with its own reason. The live weights are not touched. Must not know Ray.
 """
@@ -21,10 +21,11 @@ import numpy as np
 from serve_app.errors import DamagedWeights, NotFinite, WrongWeights
 from serve_app.settings import LARGEST_SIZE, ROOT
 from serve_app.vision import sample_photos
-from serve_app.vision.engines.engine import OnSquares, build, reference
-from serve_app.weights import golden_set, precision
+from serve_app.vision.engines.engine import OnSquares, build, reference, wants_int8
+from serve_app.weights import golden_set, precision, quantisation
 from serve_app.weights.address import SCHEME
 from serve_app.weights.identity import BUNDLED, Pinned, Weights, pin_file
+from serve_app.weights.quantisation import Refused
 from serve_app.weights.store import Store
 
 if TYPE_CHECKING:
@@ -37,10 +38,13 @@ Fetch = Callable[[str], Content]
 
 
 class Loaded:
-    """Weights that passed every check: their identity, their engine, and the time of each step in seconds."""
+    """Weights that passed every check: their identity, their engine, and the time of each step in seconds.
 
-    def __init__(self, pinned: Pinned, engine: Engine, seconds: dict[str, float]) -> None:
-        self.pinned, self.engine, self.seconds = pinned, engine, seconds
+    `int8_refused` says why they do not run in int8, where it would be the fastest.
+    """
+
+    def __init__(self, pinned: Pinned, engine: Engine, seconds: dict[str, float], int8_refused: Refused | None) -> None:
+        self.pinned, self.engine, self.seconds, self.int8_refused = pinned, engine, seconds, int8_refused
         bundled = pinned.uri == str(BUNDLED)
         self.weights = Weights(
             pinned.name,
@@ -50,6 +54,7 @@ class Loaded:
             pinned.version,
             pinned.stated_size,
             engine.task.name,
+            engine.precision,
         )
         self._warmed: set[int] = set()
 
@@ -111,12 +116,20 @@ def load(
             raise WrongWeights(
                 f"{pinned.uri} is for the task {own}, this service has {task}: set `weights` under `args` and redeploy"
             )
+    ranges = refused = None
+    if wants_int8(settings, device):
+        with timed("int8", seconds):
+            int8 = quantisation.of(network, pinned, size, settings)
+        if refused := int8.refused:
+            logger.warning("%s runs in float32, not in int8: %s", pinned.uri, refused.detail)
+        else:
+            ranges = int8.ranges
     with timed("compile", seconds):
-        engine = build(network, pinned.sha256, settings, size, device)
+        engine = build(network, settings, size, device, ranges)
     manifest = pinned.manifest
     if manifest and manifest.class_names != engine.class_names:
         raise WrongWeights(f"{pinned.uri} has other classes than its manifest says: {engine.class_names}")
-    loaded = Loaded(pinned, engine, seconds)
+    loaded = Loaded(pinned, engine, seconds, refused)
     with timed("warm", seconds):
         loaded.warm(batch_sizes, size)
     golden = manifest.golden if manifest else None
@@ -131,7 +144,7 @@ def load(
                 golden_set.check_speed(golden, engine, old.engine, size)
     steps = ", ".join(f"{step} {took:.2f} s" for step, took in seconds.items())
     kind = "bundled model" if loaded.weights.bundled else "weights"
-    logger.info("%s %s (%s) on %s: %s", kind, pinned.uri, pinned.sha256[:12], device, steps)
+    logger.info("%s %s (%s) on %s in %s: %s", kind, pinned.uri, pinned.sha256[:12], device, engine.precision, steps)
     return loaded
 
 

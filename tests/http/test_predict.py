@@ -16,6 +16,7 @@ from loadtests.benchmarks import accuracy
 from serve_app import deadline
 from serve_app.settings import PredictOptions
 from serve_app.vision.boxes import overlap
+from serve_app.vision.engines import openvino
 from serve_app.vision.png import without_texts
 from serve_app.weights import identity
 from tests.conftest import SHARED, shared
@@ -52,6 +53,7 @@ def test_the_answer_names_its_weights_and_its_request(client: httpx.Client, bus:
         "name": live.name,
         "sha256": live.sha256,
         "bundled": live.uri == str(identity.BUNDLED),
+        "precision": openvino.chosen("auto"),
     }
     assert metadata["request_id"] == answer.headers["x-request-id"] == "my-id-1"
     assert metadata["image_count"] == 1

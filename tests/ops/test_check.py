@@ -51,6 +51,14 @@ def require(d: Overlay, key: str, *values: str) -> None:
     found["values"] = list(values)
 
 
+def on_cpus(d: Overlay, *families: str) -> None:
+    """Moves the workers to nodes without a GPU."""
+    d.worker_resources["limits"].pop("nvidia.com/gpu")
+    worker(d)["nodeSelector"]["karpenter.sh/nodepool"] = "recognition-cpu"
+    (found,) = (r for r in pool(d, 0)["requirements"] if r["key"] == "eks.amazonaws.com/instance-family")
+    found.update(values=list(families)) if families else pool(d, 0)["requirements"].remove(found)
+
+
 def sidecar(d: Overlay, image: str) -> None:
     worker(d)["initContainers"][0]["image"] = image
 
@@ -105,6 +113,9 @@ EXAMPLES: list[tuple[str, str, Change]] = [
     ("placement", "stay Pending", lambda d: worker(d)["nodeSelector"].update({"karpenter.sh/nodepool": "recognition"})),
     ("placement", "stay Pending", lambda d: worker(d).pop("tolerations")),
     ("one_gpu", "several GPUs", lambda d: require(d, "eks.amazonaws.com/instance-gpu-count", "1", "4")),
+    ("one_precision", "from node to node", lambda d: on_cpus(d, "m7i", "m7a")),
+    ("one_precision", "from node to node", lambda d: on_cpus(d, "c5")),
+    ("one_precision", "all CPUs", lambda d: on_cpus(d)),
     ("leaving", "last two minutes", lambda d: d.templates()[1]["metadata"].update(annotations={"karpenter.sh/do-not-disrupt": "true"})),
     ("leaving", "nodes of recognition-gpu may go at once", lambda d: pool(d, 1).update(terminationGracePeriod="1h10m")),
     ("leaving", "without a drain", lambda d: pool(d, 1).update(expireAfter="481h")),

@@ -207,6 +207,7 @@ def test_what_the_panels_show_is_true(seen: Seen) -> None:
     (swaps,) = (prometheus.now(expr) for expr in of("upgrades", "Changes of weights, by outcome").values())
     assert {labels["outcome"]: value for labels, value in swaps} == {"live": 1, "missing": 1}
     assert live[0]["sha256"]
+    assert live[0]["precision"] in ("float32", "bfloat16", "int8")
 
 
 def test_the_alerts_of_this_traffic_fire_and_no_others(seen: Seen) -> None:

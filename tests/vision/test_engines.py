@@ -15,13 +15,13 @@ from PIL import Image
 from serve_app.errors import WeightsError
 from serve_app.settings import Precision
 from serve_app.vision import boxes, image
-from serve_app.vision.engines import int8, openvino
+from serve_app.vision.engines import openvino
 from serve_app.vision.engines.checkpoint import names_of, read_checkpoint, task_of
 from serve_app.vision.engines.engine import OnSquares
 from serve_app.vision.engines.layers import DetectionModel
 from serve_app.vision.engines.openvino import OpenVinoEngine, graph
 from serve_app.vision.engines.pytorch import TorchEngine
-from serve_app.weights import golden_set, identity
+from serve_app.weights import identity
 
 
 class Attack:
@@ -134,7 +134,7 @@ def test_boxes_agree_with_ultralytics_forward_and_nms(
             assert max(iou(box, w) for w in same) >= 0.99
 
 
-@pytest.fixture(scope="module", params=["float32", "auto"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def openvino_engine(request: pytest.FixtureRequest, path: Path) -> OpenVinoEngine:
     return compiled(read_checkpoint(path), request.param)
 
@@ -192,34 +192,7 @@ def test_an_image_in_a_square_has_the_boxes_of_the_image(model: TorchEngine, bus
     np.testing.assert_allclose(nearest, best, atol=16, err_msg="the grey beside it changes little")
 
 
-def test_int8_is_calibrated_once_and_finds_the_same(
-    model: TorchEngine, path: Path, tmp_path: Path, bus: bytes, zidane: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is surely there is found, to 0.85 IoU and 0.2 of its score."""
-    plain = graph(read_checkpoint(path))
-    int8.quantised(plain, "hash", 640, tmp_path)
-    monkeypatch.setattr(int8, "calibrate", None)
-    kept = int8.quantised(plain, "hash", 640, tmp_path)
-    with pytest.raises(TypeError):
-        int8.quantised(plain, "another hash", 640, tmp_path)
-    assert sorted(f.suffix for f in tmp_path.iterdir()) == [".bin", ".xml"]
-    network = OpenVinoEngine(kept, model.class_names, model.task, "int8")
-    for photo in (bus, zidane):
-        wanted = [o for o in golden_set.found(model, photo, 640, 0.5) if o.score >= 0.6]
-        got = golden_set.found(network, photo, 640, 0.4)
-        assert wanted
-        for want in wanted:
-            same = [o for o in got if o.name == want.name and abs(o.score - want.score) <= 0.2]
-            assert max(boxes.overlap(o.box, want.box) for o in same) >= 0.85
-
-
-def test_int8_without_nncf_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "nncf", None)
-    with pytest.raises(RuntimeError, match=r"pip install '.\[int8\]'"):
-        int8.quantised(None, "hash", 640, tmp_path)
-
-
-@pytest.mark.parametrize("engine", ["torch", "float32", "auto"])
+@pytest.mark.parametrize("engine", ["torch", "float32", "bfloat16"])
 def test_alone_and_in_a_batch_the_answer_is_the_same(engine: str, path: Path, bus: bytes, zidane: bytes) -> None:
     read = read_checkpoint(path)
     network = TorchEngine(read) if engine == "torch" else compiled(read, engine)
@@ -235,16 +208,25 @@ def test_alone_and_in_a_batch_the_answer_is_the_same(engine: str, path: Path, bu
 @pytest.mark.parametrize(
     ("flags", "precision"),
     [
-        pytest.param("flags : avx2 avx512_bf16 amx_bf16 amx_tile", "bfloat16", id="AMX"),
-        pytest.param("flags : avx2 avx512_bf16", "float32", id="bfloat16 without AMX is slower than float32"),
+        pytest.param("flags : avx2 avx512_vnni avx512_bf16 amx_bf16 amx_tile", "bfloat16", id="AMX"),
+        pytest.param("flags : avx2 avx512_vnni avx512_bf16", "int8", id="bfloat16 without AMX is slower than float32"),
+        pytest.param("flags : avx2 avx_vnni", "int8", id="VNNI without AVX-512"),
+        pytest.param("flags : avx2", "float32", id="sums of bytes overflow"),
         pytest.param(None, "float32", id="not Linux"),
     ],
 )
 def test_the_precision_that_is_fastest_here(
-    flags: str | None, precision: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flags: str | None, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     if flags:
         cpuinfo.write_text(flags)
     monkeypatch.setattr(openvino, "CPUINFO", cpuinfo)
-    assert compiled(read_checkpoint(path), "auto").precision == precision
+    assert openvino.chosen("auto") == precision
+    assert openvino.chosen("float32") == "float32"
+
+
+def test_int8_where_it_would_be_wrong_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "CPUINFO", tmp_path / "none")
+    with pytest.raises(RuntimeError, match="needs a CPU with VNNI"):
+        openvino.chosen("int8")

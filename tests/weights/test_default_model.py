@@ -11,6 +11,7 @@ import torch
 
 from loadtests.benchmarks import accuracy
 from loadtests.service import Service, config, free_port, running
+from serve_app.vision.engines import openvino
 from serve_app.vision.engines.checkpoint import read_checkpoint
 from serve_app.weights import identity
 from tests.conftest import shared
@@ -43,6 +44,7 @@ def test_it_finds_the_bus_and_its_people(bundled: Service, bus: bytes) -> None:
 
 def test_the_service_says_that_it_is_the_bundled_one(bundled: Service) -> None:
     card = {"name": "default", "sha256": MANIFEST["sha256"], "bundled": True, "version": None}
+    card |= {"precision": openvino.chosen("auto")}
     assert httpx.get(f"{bundled.url}/readyz").json()["model"] == card
     model = httpx.get(f"{bundled.url}/v1/models").json()["models"][0]
     assert model == card | {
@@ -50,6 +52,7 @@ def test_the_service_says_that_it_is_the_bundled_one(bundled: Service) -> None:
         "image_size": MANIFEST["image_size"],
         "trained_size": MANIFEST["image_size"],
         "device": "cpu",
+        "int8_refused": None,
         "task": "detect",
         "uri": str(identity.BUNDLED),
         "previous": None,

@@ -29,7 +29,7 @@ BUS: Row = (450, 300, 150, 100, 0.7, 1)
 class Finds:
     """A network that finds these objects in every photo."""
 
-    class_names, task, device = NAMES, TASKS["detect"], "cpu"
+    class_names, task, device, precision = NAMES, TASKS["detect"], "cpu", "float32"
 
     def __init__(self, *rows: Row) -> None:
         self.head = np.array(rows or [[0] * 6], np.float32).T

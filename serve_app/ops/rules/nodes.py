@@ -11,6 +11,9 @@ from serve_app.ops.overlay import Finding, Overlay
 CAPACITY, GPUS = "karpenter.sh/capacity-type", "eks.amazonaws.com/instance-gpu-count"
 UNIT_H = {"h": 1.0, "m": 1 / 60, "s": 1 / 3600}
 LIFE_H = 21 * 24  # Auto Mode ends every node at this age
+FAMILIES = "eks.amazonaws.com/instance-family"
+# What `precision: auto` means on them, see `engines/openvino.py`. Others are not alike: c5 has VNNI on some nodes only.
+FASTEST = {"bfloat16": ("m7i", "c7i", "r7i"), "int8": ("m6i", "c6i", "r6i", "m7a", "c7a", "r7a")}
 START_H = 0.25  # a new node, the image and a replica; the alert NodePending waits as long
 
 
@@ -58,6 +61,21 @@ def one_gpu(overlay: Overlay) -> Iterator[Finding]:
         yield overlay.finding("requirements", why, f'require {GPUS} In ["{wanted}"]')
 
 
+def one_precision(overlay: Overlay) -> Iterator[Finding]:
+    """Workers without a GPU must compute alike: `precision: auto` depends on the CPU of the node."""
+    pool = pools(overlay).get(overlay.pods()[1].get("nodeSelector", {}).get("karpenter.sh/nodepool", ""))
+    gpu = overlay.worker_resources.get("limits", {}).get("nvidia.com/gpu")
+    if gpu or not pool or overlay.args.get("precision", "auto") != "auto":
+        return
+    families = values(pool, FAMILIES)
+    if not families or not any(set(families) <= set(alike) for alike in FASTEST.values()):
+        why = (
+            f"Answers differ a little from node to node: `precision: auto` is not the same on {families or 'all CPUs'}"
+        )
+        alike = " or ".join(str(list(some)) for some in FASTEST.values())
+        yield overlay.finding(FAMILIES, why, f"choose families from {alike}, or set `precision: float32`")
+
+
 def leaving(overlay: Overlay) -> Iterator[Finding]:
     """Workers must leave a node at once when it is taken back, and one by one when all nodes expire together."""
     known, workers = pools(overlay), overlay.templates()[1]
@@ -100,4 +118,4 @@ def disruptions(overlay: Overlay) -> Iterator[Finding]:
             yield overlay.finding("minAvailable", why, "set minAvailable to one less than minReplicas")
 
 
-RULES = (placement, one_gpu, leaving, disruptions)
+RULES = (placement, one_gpu, one_precision, leaving, disruptions)

@@ -98,6 +98,7 @@ class CudaEngine:
             raise RuntimeError(f"precision {precision} is for CPUs: a GPU runs {', '.join(DTYPES)}")
         self.class_names, self.task = names_of(network), task_of(network)
         self._size, self._dtype, self._stream = size, DTYPES[precision], stream
+        self.precision = str(self._dtype).removeprefix("torch.")
         self._network = float_head(network.fuse(verbose=False).to(self._dtype), size)
         self._network = self._network.to(stream.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._most, self._growing = 0, threading.Lock()

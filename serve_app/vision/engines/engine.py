@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.settings import ROOT
 from serve_app.vision.image import centre
 from serve_app.vision.tasks.task import Output, Task
 
 if TYPE_CHECKING:
     from serve_app.settings import AppSettings
+    from serve_app.vision.engines.int8 import Ranges
     from serve_app.vision.engines.layers import Network
 
 Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]  # N network inputs (H, W, 3) of any shapes, or one array of N
@@ -31,17 +31,18 @@ class Engine(Protocol):
     class_names: tuple[str, ...]
     task: Task
     device: str
+    precision: str  # the numbers of its convolutions: `float32`, `bfloat16`, `float16` or `int8`
 
     def __call__(self, images: Images) -> Sequence[Output]:
         """Runs one batch of network inputs and returns their outputs in the same order."""
         ...
 
 
-def build(network: Network, sha256: str, settings: AppSettings, size: int, device: str) -> Engine:
+def build(network: Network, settings: AppSettings, size: int, device: str, ranges: Ranges | None = None) -> Engine:
     """The engine of a network: CUDA on a GPU, otherwise OpenVINO, or PyTorch if the settings ask for it.
 
-    `sha256` is the hash of the weights, `size` the side of the network input in pixels. Each engine is imported only
-    where it runs, because importing torch alone takes 2 s. Raises RuntimeError for int8 without NNCF or on a GPU.
+    `size` is the side of the network input in pixels. With `ranges` it runs in int8. Each engine is imported only where
+    it runs, because importing torch alone takes 2 s. Raises RuntimeError for a precision that the device does not have.
     """
     from serve_app.vision.engines.checkpoint import names_of, task_of
 
@@ -53,10 +54,19 @@ def build(network: Network, sha256: str, settings: AppSettings, size: int, devic
         return reference(network, settings)
     from serve_app.vision.engines import int8, openvino
 
-    graph = openvino.graph(network)
-    if settings.precision == "int8":
-        graph = int8.quantised(graph, sha256, size, ROOT / settings.weights_cache)
-    return openvino.OpenVinoEngine(graph, names_of(network), task_of(network), settings.precision, settings.cpu_threads)
+    graph, precision = openvino.graph(network), openvino.chosen(settings.precision)
+    if ranges:
+        graph = int8.quantised(graph, ranges)
+    elif precision == "int8":
+        precision = "float32"
+    return openvino.OpenVinoEngine(graph, names_of(network), task_of(network), precision, settings.cpu_threads)
+
+
+def wants_int8(settings: AppSettings, device: str) -> bool:
+    """Whether int8 should serve here if the weights allow it."""
+    from serve_app.vision.engines import openvino
+
+    return device == "cpu" and settings.engine != "torch" and openvino.chosen(settings.precision) == "int8"
 
 
 def reference(network: Network, settings: AppSettings) -> Engine:
@@ -70,7 +80,8 @@ class OnSquares:
     """Runs `engine` on the same images in the middle of squares, as an engine does that has one shape only."""
 
     def __init__(self, engine: Engine, size: int) -> None:
-        self.class_names, self.task, self.device = engine.class_names, engine.task, engine.device
+        self.class_names, self.task = engine.class_names, engine.task
+        self.device, self.precision = engine.device, engine.precision
         self._engine, self._size = engine, size
 
     def __call__(self, images: Images) -> Sequence[Output]:

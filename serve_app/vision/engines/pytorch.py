@@ -67,7 +67,7 @@ def traced(network: Network) -> torch.jit.ScriptModule:
 class TorchEngine:
     """A network in PyTorch on the CPU, float32. `cpu_threads` sets PyTorch's threads for the whole process."""
 
-    device = "cpu"
+    device, precision = "cpu", "float32"
 
     def __init__(self, network: Network, cpu_threads: int | None = None) -> None:
         self.class_names, self.task = names_of(network), task_of(network)
