@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 CHECKOV := .venv/checkov# a separate environment: checkov pins other versions of our packages
 SUPPLY := .venv/supply# a separate environment: these tools report on .venv and must not appear in it
+PEERS := .venv/peers# a separate environment: the servers that `make compare` compares with
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DRY_RUN ?= yes
 SHARED ?= ../shared# photos, labels and COCO weights that this repository may not contain
@@ -10,7 +11,7 @@ MODEL ?= auto
 export YOLO_AUTOINSTALL := false
 
 .DEFAULT_GOAL := help
-.PHONY: help serve weights setup test lint fmt accuracy families abuse fuzz drill-weights drill overload soak load capacity bench bench-gpu bench-gpu-service tune overhead endurance observe decoding manifests terraform addons e2e secrets licences sbom release lock clean
+.PHONY: help serve weights setup test lint fmt accuracy families abuse fuzz drill-weights drill overload soak load capacity bench compare bench-gpu bench-gpu-service tune overhead endurance observe decoding manifests terraform addons e2e secrets licences sbom release lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -67,6 +68,9 @@ capacity: .venv/dev ## measure the curve of one replica, and plan for PEAK photo
 
 bench: .venv/dev ## compare the service with its own engine: throughput, latency, CPU per process, bench.png
 	@$(BIN)/python -m loadtests.benchmarks.bench --photos $(SHARED)/images/coco128-val
+
+compare: $(PEERS)/bin/mosec ## compare the service with FastAPI, LitServe and mosec, each with Ultralytics' steps and with this engine
+	@$(BIN)/python -m loadtests.compare --photos $(SHARED)/images/coco128-val
 
 bench-gpu: ## the first minutes on a GPU: answers, speed, memory, settings; needs PyTorch, NumPy, OpenCV, Pillow and Ultralytics, no .venv
 	@$(PYTHON) -m loadtests.gpu
@@ -147,6 +151,11 @@ $(BIN)/kubectl: .venv/dev
 
 $(CHECKOV)/bin/checkov: .venv/serve
 	@$(BIN)/python -m venv $(CHECKOV) && $(CHECKOV)/bin/python -m pip install --quiet --disable-pip-version-check checkov==3.3.30
+
+# Beside the packages of .venv, which a .pth file adds.
+$(PEERS)/bin/mosec: .venv/dev
+	@$(BIN)/python -m venv $(PEERS) && $(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(PEERS)/lib/python3.11/site-packages/service.pth \
+	  && $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check litserve==0.2.19 mosec==0.9.8
 
 $(SUPPLY)/bin/pip-licenses: .venv/serve
 	@$(BIN)/python -m venv $(SUPPLY) && $(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0 pip-licenses==5.5.5

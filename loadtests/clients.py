@@ -65,10 +65,17 @@ def summary(times: list[float], took: float, errors: int, cpu_s: dict[str, float
 
 
 def measure(
-    url: str, content: list[bytes], count: int, seconds: float, pid: int, *, path: str = "/v1/predict"
+    url: str,
+    content: list[bytes],
+    count: int,
+    seconds: float,
+    pid: int,
+    *,
+    path: str = "/v1/predict",
+    media_type: str = "image/jpeg",
 ) -> Measured:
     """Runs `count` closed-loop clients with one connection each. The first WARM_UP_S seconds are not counted."""
-    return uvloop.run(_measure(url, content, count, seconds, pid, path=path))
+    return uvloop.run(_measure(url, content, count, seconds, pid, path=path, media_type=media_type))
 
 
 def measure_together(
@@ -91,7 +98,9 @@ def measure_together(
     return Measured(rate, p50, p95, p99, sum(m.errors for m in found), ordered)
 
 
-async def _measure(url: str, content: list[bytes], count: int, seconds: float, pid: int, *, path: str) -> Measured:
+async def _measure(
+    url: str, content: list[bytes], count: int, seconds: float, pid: int, *, path: str, media_type: str
+) -> Measured:
     times: list[float] = []
     errors = 0
     begin = time.perf_counter() + WARM_UP_S
@@ -101,7 +110,7 @@ async def _measure(url: str, content: list[bytes], count: int, seconds: float, p
         nonlocal errors
         while (started := time.perf_counter()) < end:
             body = content[n % len(content)]
-            async with http.post(path, data=body, headers={"Content-Type": "image/jpeg"}) as answer:
+            async with http.post(path, data=body, headers={"Content-Type": media_type}) as answer:
                 await answer.read()
             done = time.perf_counter()
             if not answer.ok:
@@ -157,7 +166,7 @@ async def offer(url: str, photos: Sequence[Photo], arrivals: Iterable[float]) ->
 def cpu_seconds(pid: int) -> dict[int, tuple[str, float]]:
     """Name and CPU seconds of each process of the service. The key is the PID, because Ray renames its processes."""
     spent = {}
-    for process in psutil.Process(pid).children(recursive=True):
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
         try:
             times = process.cpu_times()
             spent[process.pid] = name_of(process), times.user + times.system

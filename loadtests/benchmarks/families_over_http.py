@@ -32,11 +32,11 @@ CLIENTS, ROUNDS, SECONDS, MOST = 8, 3, 4.0, 30
 LEAST = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 
 
-def found_by(own: Any, task: Task, jpeg: bytes, conf: float) -> Own:  # noqa: ANN401 - Ultralytics has no types
-    """The objects that Ultralytics' code finds in a JPEG."""
+def found_by(own: Any, task: Task, size: int, jpeg: bytes, conf: float) -> Own:  # noqa: ANN401 - Ultralytics has no types
+    """The objects that Ultralytics' code finds in a JPEG at `size` pixels."""
     bgr = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     assert bgr is not None
-    rgb, size = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False), task.image_size
+    rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
     made = image.middle_square(rgb, size, rgb.shape[:2]) if task.crops else image.letterbox(rgb, size)
     return results(own, task.name, *made, conf)
 
@@ -49,7 +49,7 @@ def rates(name: str, folder: Path) -> tuple[float, float, float, int]:
     own.fuse(verbose=False)
     photos = [path.read_bytes() for path in sample_photos.files()]
     for conf in (0.0,) if task.crops else LEAST:
-        counts = [len(found_by(own, task, photo, conf).confidence) for photo in photos]
+        counts = [len(found_by(own, task, task.image_size, photo, conf).confidence) for photo in photos]
         if max(counts) <= MOST:
             break
     ours, theirs = [], []
@@ -57,7 +57,9 @@ def rates(name: str, folder: Path) -> tuple[float, float, float, int]:
         ask = partial(clients.measure, service.url, photos, CLIENTS, SECONDS, service.pid)
         for _ in range(ROUNDS):
             ours.append(ask(path=f"/v1/predict?conf={conf}").rate)
-            theirs.append(loop(lambda n: found_by(own, task, photos[n % len(photos)], conf), SECONDS).rate)
+            theirs.append(
+                loop(lambda n: found_by(own, task, task.image_size, photos[n % len(photos)], conf), SECONDS).rate
+            )
     return statistics.median(ours), statistics.median(theirs), conf, sum(counts)
 
 

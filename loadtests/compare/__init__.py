@@ -1,0 +1,1 @@
+"""`make compare`: this service beside FastAPI, LitServe and mosec, on the same photos and weights."""
