@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from loadtests.benchmarks.random_networks import network as random_network
+from serve_app.errors import DamagedWeights
 from serve_app.vision import calibration
 from serve_app.vision.engines import int8, openvino
 from serve_app.vision.engines.checkpoint import names_of, read_checkpoint, task_of
@@ -102,7 +103,7 @@ def test_what_is_found_stays_the_same(plain: Any, ranges: int8.Ranges, bus: byte
 
 
 def test_ranges_of_another_network_are_refused(plain: Any) -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(DamagedWeights, match="another network"):
         int8.quantised(plain, {"network.model.3.conv": (0, 1)})
 
 

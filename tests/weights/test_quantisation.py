@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from pydantic import ValidationError
 
+from serve_app.errors import DamagedWeights, NotFinite
 from serve_app.graph.live_weights import LiveWeights
 from serve_app.http.schemas import ServedModel
 from serve_app.settings import AppSettings
@@ -119,6 +122,32 @@ def test_weights_that_int8_would_harm_run_in_float32_and_say_so(
     assert shown.precision == "float32"
     assert shown.int8_refused == "0.200 is the mean difference of confidence, at most 0.03 may be"
     assert shown.int8_refused in caplog.text
+
+
+@vnni
+def test_a_network_that_is_not_finite_is_refused_as_ever(tmp_path: Path, settings: AppSettings) -> None:
+    content = torch.load(BUNDLED, weights_only=False)
+    content["model"].model[3].conv.weight.data.fill_(float("inf"))
+    torch.save(content, tmp_path / "inf.pt")
+    with pytest.raises(NotFinite):
+        loaded(tmp_path / "inf.pt", settings)
+
+
+@vnni
+@pytest.mark.parametrize(("key", "value"), [("ranges", {}), ("ranges", {"network.model.3.conv": [0, 1]})])
+def test_a_manifest_with_ranges_of_another_network_is_refused(
+    own: Path, settings: AppSettings, key: str, value: object
+) -> None:
+    facts = json.loads(BUNDLED.with_suffix(".json").read_bytes())
+    facts["int8"][key] = value
+    own.with_suffix(".json").write_text(json.dumps(facts))
+    with pytest.raises(DamagedWeights):
+        loaded(own, settings)
+
+
+def test_ranges_are_finite() -> None:
+    with pytest.raises(ValidationError):
+        Quantisation(**GOOD | {"ranges": {"a": [0, float("inf")]}})
 
 
 def test_int8_is_only_for_the_cpu_and_its_own_engine() -> None:

@@ -55,7 +55,7 @@ def build(network: Network, settings: AppSettings, size: int, device: str, range
     from serve_app.vision.engines import int8, openvino
 
     graph, precision = openvino.graph(network), openvino.chosen(settings.precision)
-    if ranges:
+    if ranges is not None:
         graph = int8.quantised(graph, ranges)
     elif precision == "int8":
         precision = "float32"

@@ -18,6 +18,8 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # 
 import openvino as ov
 from openvino import opset13 as ops
 
+from serve_app.errors import DamagedWeights
+
 Ranges = dict[str, tuple[float, float]]  # least and largest value by `groups`
 STEPS = 256
 # They move or select values, which keep their steps.
@@ -92,8 +94,10 @@ def ranges(graph: Any, images: Iterable[NDArray[np.uint8]]) -> Ranges:  # noqa: 
 
 
 def quantised(graph: Any, ranges: Ranges) -> Any:  # noqa: ANN401
-    """The graph with int8 convolutions. Raises KeyError when the ranges are another network's."""
+    """The graph with int8 convolutions. Raises DamagedWeights when the ranges are another network's."""
     graph = graph.clone()
+    if missing := groups(graph).keys() - ranges.keys():
+        raise DamagedWeights(f"int8 has no ranges for {min(missing)}: they are of another network")
     for node in convolutions(graph):
         node.input(1).replace_source_output(rounded_weights(node.input_value(1)).output(0))
     for place, tensors in groups(graph).items():
