@@ -50,8 +50,8 @@ class Quantisation(BaseModel):
     """What int8 needs to know of weights.
 
     `ranges` are those of `engines/int8.py`, made with `versions` of OpenVINO and torch. Of `objects` that float32 finds
-    in the calibration images, int8 misses the fraction `missed`. For the others, `score` is the mean difference of their
-    confidence, and `overlap` their mean overlap.
+    in the calibration images, int8 misses the fraction `missed`; for the others, `score` is the mean difference of
+    confidence and `overlap` the mean overlap.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
