@@ -31,7 +31,6 @@ from serve_app.weights.identity import pin_file
 
 PEERS = ROOT / ".venv/peers/bin/python"
 START_S = 120
-PRICE = 0.085  # dollars an hour: c6i.large, 2 vCPUs with VNNI, on demand in us-east-1
 
 
 class Peer(NamedTuple):
@@ -46,7 +45,7 @@ class Peer(NamedTuple):
 OTHERS = {
     "FastAPI": Peer("fastapi_server", (), "/predict", json=False),
     "LitServe": Peer("litserve_server", (), "/predict", json=True),
-    "mosec": Peer("mosec_server", ("--port",), "/inference", json=False),
+    "mosec": Peer("mosec_server", ("--address", "127.0.0.1", "--timeout", "60000", "--port"), "/inference", json=False),
 }
 
 
@@ -79,8 +78,8 @@ def started(peer: Peer, engine: str, weights: str, photo: bytes) -> Iterator[Tar
         finally:
             children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             process.terminate()
-            for child in psutil.wait_procs(children, 10)[1]:
-                child.kill()
+            for left in psutil.wait_procs([psutil.Process(process.pid), *children], 10)[1]:
+                left.kill()
             process.wait(10)
 
 
@@ -135,16 +134,16 @@ def main(photos: list[bytes], weights: str, counts: list[int], seconds: float, r
                 found[name].append(measured(target, photos, counts, seconds))
             for count, one in zip(counts, found[name][-1][0], strict=True):
                 print(f"{name:24s} {count:4d} clients {one}", flush=True)
-    print("\nserver, engine | clients | images/s | p50 | p99 | errors | CPU-ms | MB | $ a million")
-    print("|".join(["---"] * 9))
+    print("\nserver, engine | clients | images/s | p50 | p99 | errors | CPU-ms | MB")
+    print("|".join(["---"] * 8))
     for name, several in found.items():
         for i, count in enumerate(counts):
             each = [measurements[i] for measurements, _ in several]
             rate, p50, p99 = (statistics.median(getattr(m, k) for m in each) for k in ("rate", "p50", "p99"))
             cpu = statistics.median(sum(v for k, v in m.cpu_ms.items() if k != clients.CLIENTS) for m in each)
-            held, cost = statistics.median(mb for _, mb in several), PRICE / 3600 / rate * 1e6
+            held = statistics.median(mb for _, mb in several)
             cells = (name, count, f"{rate:.1f}", f"{p50:.0f}", f"{p99:.0f}", sum(m.errors for m in each))
-            print(*cells, f"{cpu:.0f}", f"{held:.0f}", f"{cost:.2f}", sep=" | ")
+            print(*cells, f"{cpu:.0f}", f"{held:.0f}", sep=" | ")
 
 
 if __name__ == "__main__":

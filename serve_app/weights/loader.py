@@ -1,6 +1,6 @@
 """Takes an address to weights that may serve: fetch → verify → load → int8 → compile → warm → golden set.
 
-The step `int8` runs only on CPUs that are fastest in it. On a GPU the precision check runs too.
+The step `int8` decides where a CPU is fastest in it. On a GPU the precision check runs too.
 
 Each step can refuse the weights with its own reason. The live weights are not touched. Must not know Ray.
 """
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from serve_app.errors import DamagedWeights, NotFinite, WrongWeights
+from serve_app.errors import DamagedWeights, GoldenFailed, NotFinite, WrongWeights
 from serve_app.settings import LARGEST_SIZE, ROOT
 from serve_app.vision import sample_photos
-from serve_app.vision.engines.engine import OnSquares, build, reference, wants_int8
+from serve_app.vision.engines.engine import OnSquares, build, reference
 from serve_app.weights import golden_set, precision, quantisation
 from serve_app.weights.address import SCHEME
 from serve_app.weights.identity import BUNDLED, Pinned, Weights, pin_file
@@ -31,6 +31,7 @@ from serve_app.weights.store import Store
 if TYPE_CHECKING:
     from serve_app.settings import AppSettings
     from serve_app.vision.engines.engine import Engine
+    from serve_app.vision.engines.int8 import Ranges
 
 logger = logging.getLogger("ray.serve")
 Content = tuple[Pinned, memoryview]
@@ -116,35 +117,42 @@ def load(
             raise WrongWeights(
                 f"{pinned.uri} is for the task {own}, this service has {task}: set `weights` under `args` and redeploy"
             )
-    ranges = refused = None
-    if wants_int8(settings, device):
-        with timed("int8", seconds):
-            int8 = quantisation.of(network, pinned, size, settings)
-        if refused := int8.refused:
-            logger.warning("%s runs in float32, not in int8: %s", pinned.uri, refused.detail)
-        else:
-            ranges = int8.ranges
-    with timed("compile", seconds):
-        engine = build(network, settings, size, device, ranges)
+    with timed("int8", seconds):
+        ranges, refused = quantisation.chosen(network, pinned, size, settings, device)
     manifest = pinned.manifest
-    if manifest and manifest.class_names != engine.class_names:
-        raise WrongWeights(f"{pinned.uri} has other classes than its manifest says: {engine.class_names}")
-    loaded = Loaded(pinned, engine, seconds, refused)
-    with timed("warm", seconds):
-        loaded.warm(batch_sizes, size)
     golden = manifest.golden if manifest else None
+
+    def warm(ranges: Ranges | None, refused: Refused | None) -> Loaded:
+        with timed("compile", seconds):
+            engine = build(network, settings, size, device, ranges)
+        if manifest and manifest.class_names != engine.class_names:
+            raise WrongWeights(f"{pinned.uri} has other classes than its manifest says: {engine.class_names}")
+        made = Loaded(pinned, engine, seconds, refused)
+        with timed("warm", seconds):
+            made.warm(batch_sizes, size)
+        with timed("golden", seconds):
+            if golden:
+                golden_set.check(golden, engine, size)
+        return made
+
+    try:
+        loaded = warm(ranges, refused)
+    except GoldenFailed as error:
+        if ranges is None:
+            raise
+        loaded = warm(None, Refused("golden", str(error)))
+    if loaded.int8_refused:
+        logger.warning("%s runs in float32, not in int8: %s", pinned.uri, loaded.int8_refused.detail)
     with timed("golden", seconds):
         if device == "cuda":
             photos = [p.jpeg for p in golden.photos] if golden else [p.read_bytes() for p in sample_photos.files()]
             exact = OnSquares(reference(read_checkpoint(io.BytesIO(found), pinned.uri), settings), size)
-            precision.check(photos, engine, exact, size)
-        if golden:
-            golden_set.check(golden, engine, size)
-            if old:
-                golden_set.check_speed(golden, engine, old.engine, size)
+            precision.check(photos, loaded.engine, exact, size)
+        if golden and old:
+            golden_set.check_speed(golden, loaded.engine, old.engine, size)
     steps = ", ".join(f"{step} {took:.2f} s" for step, took in seconds.items())
-    kind = "bundled model" if loaded.weights.bundled else "weights"
-    logger.info("%s %s (%s) on %s in %s: %s", kind, pinned.uri, pinned.sha256[:12], device, engine.precision, steps)
+    kind, used = "bundled model" if loaded.weights.bundled else "weights", loaded.engine.precision
+    logger.info("%s %s (%s) on %s in %s: %s", kind, pinned.uri, pinned.sha256[:12], device, used, steps)
     return loaded
 
 
@@ -170,7 +178,7 @@ def verify(pinned: Pinned, content: memoryview, size: int) -> None:
 
 @contextmanager
 def timed(step: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Stores the time of the block under `step`, in seconds."""
+    """Adds the time of the block to `step`, in seconds."""
     started = time.perf_counter()
     yield
-    seconds[step] = time.perf_counter() - started
+    seconds[step] = seconds.get(step, 0) + time.perf_counter() - started

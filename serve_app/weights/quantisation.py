@@ -6,6 +6,7 @@ know Ray.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import statistics
 import tempfile
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, ValidationError
 
-from serve_app.settings import ROOT
+from serve_app.settings import ROOT, Fraction
 from serve_app.vision import calibration, sample_photos
+from serve_app.vision.engines.engine import wants_int8
 from serve_app.vision.image import Letterbox
 from serve_app.weights.golden_set import Expected, Golden, seen
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from serve_app.settings import AppSettings
     from serve_app.vision.engines.engine import Engine
+    from serve_app.vision.engines.int8 import Ranges
     from serve_app.vision.engines.layers import Network
     from serve_app.vision.tasks.task import Task
     from serve_app.weights.identity import Pinned
@@ -36,6 +39,9 @@ CONF, LOWER = 0.25, 0.1  # confidence of an object in float32, and the least tha
 # Networks within these limits had mAP50-95 within 0.012 of float32, and COCO's YOLOv8n within 0.001
 # (loadtests/results/accuracy.md). Ranges that lost 0.06 and more were beyond each of the last three.
 OBJECTS, MISSED, SCORE, OVERLAP = 50, 0.02, 0.03, 0.96
+RULES = (
+    1  # of `engines/int8.py` and of the calibration images: count up when they change, and what was kept is made again
+)
 ENOUGH = 500  # objects, after which no more images are compared: masks take up to 0.1 s each
 
 
@@ -49,19 +55,19 @@ class Refused(NamedTuple):
 class Quantisation(BaseModel):
     """What int8 needs to know of weights.
 
-    `ranges` are those of `engines/int8.py`, made with `versions` of OpenVINO and torch. Of `objects` that float32 finds
-    in the calibration images, int8 misses the fraction `missed`; for the others, `score` is the mean difference of
-    confidence and `overlap` the mean overlap.
+    `ranges` are those of `engines/int8.py`, made with `versions`. Of `objects` that float32 finds in the calibration
+    images, int8 misses the fraction `missed`; for the others, `score` is the mean difference of confidence and
+    `overlap` the mean overlap.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     versions: str
     ranges: dict[str, tuple[FiniteFloat, FiniteFloat]]
-    objects: int
-    missed: float
-    score: float
-    overlap: float
+    objects: NonNegativeInt
+    missed: Fraction
+    score: Fraction
+    overlap: Fraction
 
     @property
     def refused(self) -> Refused | None:
@@ -81,27 +87,42 @@ class Quantisation(BaseModel):
 
 def current() -> str:
     """The versions that the graph depends on. Another build of torch, such as CUDA's, makes no difference."""
-    return ", ".join(f"{package} {version(package).partition('+')[0]}" for package in ("openvino", "torch"))
+    packages = ("openvino", "torch", "ultralytics-opencv-headless")
+    return ", ".join([*(f"{name} {version(name).partition('+')[0]}" for name in packages), f"rules {RULES}"])
+
+
+def chosen(
+    network: Network, pinned: Pinned, size: int, settings: AppSettings, device: str
+) -> tuple[Ranges | None, Refused | None]:
+    """The ranges if the weights run in int8 here; else why not, if this CPU is fastest in int8."""
+    if not wants_int8(settings, device):
+        return None, None
+    made = of(network, pinned, size, settings)
+    return (None, made.refused) if made.refused else (made.ranges, None)
 
 
 def of(network: Network, pinned: Pinned, size: int, settings: AppSettings) -> Quantisation:
     """The quantisation of weights at `size` pixels: that of their manifest, or of the cache, or made now in 10 s."""
-    given = pinned.manifest.int8 if pinned.manifest else None
+    given, golden = (pinned.manifest.int8, pinned.manifest.golden) if pinned.manifest else (None, None)
     if given and given.versions == current():
         return given
-    path = ROOT / settings.weights_cache / f"{pinned.sha256}-{size}.int8.json"
+    if given:
+        logger.warning("calibrating int8 again: the manifest has it for %s, here is %s", given.versions, current())
+    photos = hashlib.sha256(golden.model_dump_json().encode()).hexdigest()[:8] if golden else "samples"
+    path = ROOT / settings.weights_cache / f"{pinned.sha256}-{size}-{photos}.int8.json"
     try:
         kept = Quantisation.model_validate_json(path.read_bytes())
         if kept.versions == current():
             return kept
     except (OSError, ValidationError):
         pass  # none yet, or one that an older version of this service has written
-    made = make(network, pinned.manifest.golden if pinned.manifest else None, size)
+    made = make(network, golden, size, settings.cpu_threads)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as part:  # others may write it now, too
-            part.write(made.model_dump_json())
-        Path(part.name).replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # other replicas may write it now, too
+            part = Path(folder) / path.name
+            part.write_text(made.model_dump_json())
+            part.replace(path)
     except OSError as error:
         logger.warning("the next start has to calibrate int8 again, because it cannot be kept: %s", error)
     return made
@@ -115,20 +136,21 @@ def for_manifest(file: str, golden: Golden | None, size: int) -> Quantisation | 
     return make(read_checkpoint(Path(file)), golden, size) if has_vnni() else None
 
 
-def make(network: Network, golden: Golden | None, size: int) -> Quantisation:
+def make(network: Network, golden: Golden | None, size: int, cpu_threads: int | None = None) -> Quantisation:
     """Calibrates on the golden set's photos, if there is one, and on the sample photos, and compares with float32."""
     from serve_app.vision.engines import int8, openvino
     from serve_app.vision.engines.checkpoint import names_of, task_of
 
     started = time.perf_counter()
     photos = [photo.jpeg for photo in golden.photos] if golden else []
-    images = calibration.images([*photos, *(path.read_bytes() for path in sample_photos.files())], size)
     graph, names, task = openvino.graph(network), names_of(network), task_of(network)
-    ranges = int8.ranges(graph, (image[None] for image in images))
+    photos += [path.read_bytes() for path in sample_photos.files()]
+    images = calibration.images(photos, size, crops=task.crops)
+    ranges = int8.ranges(graph, (image[None] for image in images), openvino.options("float32", cpu_threads))
     if not np.isfinite(list(ranges.values())).all():  # `Loaded.warm` refuses such a network
         return Quantisation(versions=current(), ranges={}, objects=0, missed=0, score=0, overlap=0)
-    exact = openvino.OpenVinoEngine(graph, names, task, "float32")
-    quick = openvino.OpenVinoEngine(int8.quantised(graph, ranges), names, task, "int8")
+    exact = openvino.OpenVinoEngine(graph, names, task, "float32", cpu_threads)
+    quick = openvino.OpenVinoEngine(int8.quantised(graph, ranges), names, task, "int8", cpu_threads)
     pairs: list[tuple[Expected, Expected | None]] = []
     for image in images:
         if len(pairs) < ENOUGH:

@@ -13,10 +13,11 @@ from serve_app.vision import calibration
 from serve_app.vision.engines import int8, openvino
 from serve_app.vision.engines.checkpoint import names_of, read_checkpoint, task_of
 from serve_app.vision.engines.openvino import OpenVinoEngine, graph
+from serve_app.vision.image import GREY
 from serve_app.weights import golden_set
 from serve_app.weights.identity import BUNDLED
 
-SIZE = 416
+SIZE, OPTIONS = 416, openvino.options("float32", None)
 vnni = pytest.mark.skipif(not openvino.has_vnni(), reason="int8 overflows on CPUs without VNNI")
 
 
@@ -32,7 +33,7 @@ def plain() -> Any:
 
 @pytest.fixture(scope="module")
 def ranges(plain: Any, images: list[np.ndarray]) -> int8.Ranges:
-    return int8.ranges(plain, (image[None] for image in images))
+    return int8.ranges(plain, (image[None] for image in images), OPTIONS)
 
 
 def test_calibration_images_are_always_the_same_ones(images: list[np.ndarray], bus: bytes, zidane: bytes) -> None:
@@ -45,6 +46,13 @@ def test_calibration_images_are_always_the_same_ones(images: list[np.ndarray], b
 
 def test_each_photo_has_its_part(bus: bytes, zidane: bytes) -> None:
     assert len(calibration.images([bus, zidane] * 40, 32)) == 80
+    assert len(calibration.images([bus, zidane] * 200, 32)) == calibration.MOST
+
+
+def test_classifiers_see_the_middle_of_a_part(bus: bytes) -> None:
+    whole, middle = (calibration.images([bus], 64, crops=crops)[0] for crops in (False, True))
+    assert (whole[:, 0] == GREY).all(), "the bus is higher than wide, so grey is beside it"
+    assert not (middle[:, 0] == GREY).all()
 
 
 def test_the_first_layers_and_the_boxes_stay_float(plain: Any) -> None:
@@ -110,7 +118,7 @@ def test_ranges_of_another_network_are_refused(plain: Any) -> None:
 @pytest.mark.parametrize("name", ["yolov5n", "yolov9t", "yolov10n", "yolo12n", "yolo26n", "yolo11n-obb", "yolo26n-cls"])
 def test_every_family_can_be_quantised(name: str, images: list[np.ndarray]) -> None:
     plain = graph(random_network(name))
-    made = int8.quantised(plain, int8.ranges(plain, (image[None, :96, :96] for image in images[:2])))
+    made = int8.quantised(plain, int8.ranges(plain, (image[None, :96, :96] for image in images[:2]), OPTIONS))
     run = openvino.ov.Core().compile_model(made, "CPU")
     assert all(np.isfinite(output).all() for output in run(images[0][None, :96, :96]).values())
     rounded = [

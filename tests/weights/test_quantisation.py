@@ -13,13 +13,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from serve_app.errors import DamagedWeights, NotFinite
+from serve_app.errors import DamagedWeights, GoldenFailed, NotFinite
 from serve_app.graph.live_weights import LiveWeights
 from serve_app.http.schemas import ServedModel
 from serve_app.settings import AppSettings
+from serve_app.vision import sample_photos
 from serve_app.vision.engines import openvino
 from serve_app.vision.engines.checkpoint import read_checkpoint
-from serve_app.weights import loader, quantisation
+from serve_app.weights import golden_set, loader, quantisation
 from serve_app.weights.identity import BUNDLED, pin_file
 from serve_app.weights.quantisation import ENOUGH, OBJECTS, Quantisation
 
@@ -145,9 +146,31 @@ def test_a_manifest_with_ranges_of_another_network_is_refused(
         loaded(own, settings)
 
 
-def test_ranges_are_finite() -> None:
+@pytest.mark.parametrize(
+    "change", [{"ranges": {"a": [0, float("inf")]}}, {"score": float("nan")}, {"missed": -1}, {"objects": -1}]
+)
+def test_numbers_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        Quantisation(**GOOD | {"ranges": {"a": [0, float("inf")]}})
+        Quantisation(**GOOD | change)
+
+
+@vnni
+def test_weights_that_fail_their_golden_set_only_in_int8_run_in_float32(own: Path, settings: AppSettings) -> None:
+    exact = loaded(own, settings.model_copy(update={"precision": "float32"}))
+    golden = golden_set.make(exact.engine, sample_photos.files(), 416)
+    facts = json.loads(BUNDLED.with_suffix(".json").read_bytes())
+    facts["golden"] = json.loads(golden.model_dump_json())
+    facts["golden"]["limits"] = {"iou": 0.9999, "missed": 0.0}
+    own.with_suffix(".json").write_text(json.dumps(facts))
+    made = loaded(own, settings)
+    assert made.engine.precision == "float32"
+    assert made.int8_refused
+    assert made.int8_refused.reason == "golden"
+    assert "missed objects" in made.int8_refused.detail
+    facts["golden"]["photos"][0]["objects"][0]["name"] = "truck"
+    own.with_suffix(".json").write_text(json.dumps(facts))
+    with pytest.raises(GoldenFailed):
+        loaded(own, settings)
 
 
 def test_int8_is_only_for_the_cpu_and_its_own_engine() -> None:

@@ -69,9 +69,8 @@ def one_precision(overlay: Overlay) -> Iterator[Finding]:
         return
     families = values(pool, FAMILIES)
     if not families or not any(set(families) <= set(alike) for alike in FASTEST.values()):
-        why = (
-            f"Answers differ a little from node to node: `precision: auto` is not the same on {families or 'all CPUs'}"
-        )
+        where = families or "all CPUs"
+        why = f"Answers may differ from node to node: `precision: auto` is not known to be the same on {where}"
         alike = " or ".join(str(list(some)) for some in FASTEST.values())
         yield overlay.finding(FAMILIES, why, f"choose families from {alike}, or set `precision: float32`")
 

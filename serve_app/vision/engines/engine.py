@@ -64,9 +64,11 @@ def build(network: Network, settings: AppSettings, size: int, device: str, range
 
 def wants_int8(settings: AppSettings, device: str) -> bool:
     """Whether int8 should serve here if the weights allow it."""
-    from serve_app.vision.engines import openvino
+    if device != "cpu" or settings.engine == "torch":
+        return False
+    from serve_app.vision.engines.openvino import chosen
 
-    return device == "cpu" and settings.engine != "torch" and openvino.chosen(settings.precision) == "int8"
+    return chosen(settings.precision) == "int8"
 
 
 def reference(network: Network, settings: AppSettings) -> Engine:

@@ -71,8 +71,8 @@ def groups(graph: Any) -> dict[str, list[Any]]:  # noqa: ANN401
     return {min(places): list(tensors.values()) for places, tensors in made}
 
 
-def ranges(graph: Any, images: Iterable[NDArray[np.uint8]]) -> Ranges:  # noqa: ANN401
-    """The ranges over network inputs, uint8 (1, H, W, 3) each.
+def ranges(graph: Any, images: Iterable[NDArray[np.uint8]], options: dict[str, Any]) -> Ranges:  # noqa: ANN401
+    """The ranges over network inputs, uint8 (1, H, W, 3) each; `options` are those of OpenVINO.
 
     Means over the images instead, as NNCF takes them, cut off what is rare: they were worse on each of five networks.
     """
@@ -84,7 +84,7 @@ def ranges(graph: Any, images: Iterable[NDArray[np.uint8]]) -> Ranges:  # noqa: 
             places.append(place)
             extremes += [ops.result(ops.reduce_min(tensor, axes)), ops.result(ops.reduce_max(tensor, axes))]
     model = ov.Model(extremes, graph.get_parameters(), "ranges")
-    measure = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    measure = ov.Core().compile_model(model, "CPU", options)
     found = np.array([[float(value) for value in measure(image).values()] for image in images])
     made: Ranges = {}
     for place, low, high in zip(places, found[:, ::2].min(0).tolist(), found[:, 1::2].max(0).tolist(), strict=True):

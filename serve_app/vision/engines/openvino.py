@@ -62,6 +62,15 @@ def chosen(precision: Precision) -> Precision:
     return "int8" if has_vnni() else "float32"
 
 
+def options(precision: Precision, cpu_threads: int | None) -> dict[str, Any]:
+    """OpenVINO's options, with all cores when `cpu_threads` is not set."""
+    return {
+        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        "INFERENCE_NUM_THREADS": cpu_threads or os.cpu_count() or 1,
+        "ENABLE_CPU_PINNING": False,  # with pinning, all replicas would pin to the same cores
+    }
+
+
 class OpenVinoEngine:
     """See `Engine`. Several threads may call it at a time.
 
@@ -81,14 +90,11 @@ class OpenVinoEngine:
         self.class_names, self.task = class_names, task
         core = ov.Core()
         self.precision: str = precision
-        threads = cpu_threads or os.cpu_count() or 1
-        options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": HINTS[precision],
-            "INFERENCE_NUM_THREADS": threads,
-            "ENABLE_CPU_PINNING": False,  # with pinning, all replicas would pin to the same cores
-        }
+        settings = options(precision, cpu_threads)
         self._alone, self._beside = (
-            core.compile_model(graph, "CPU", options | {"NUM_STREAMS": min(streams, threads)})
+            core.compile_model(
+                graph, "CPU", settings | {"NUM_STREAMS": min(streams, settings["INFERENCE_NUM_THREADS"])}
+            )
             for streams in (1, STREAMS)
         )
         self._idle: SimpleQueue[ov.AsyncInferQueue] = SimpleQueue()
