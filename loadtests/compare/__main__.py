@@ -65,7 +65,7 @@ def started(peer: Peer, engine: str, weights: str, photo: bytes) -> Iterator[Tar
     env = os.environ | {ENGINE: engine, WEIGHTS: weights, "PYTHONPATH": str(ROOT)}
     command = [str(PEERS), "-m", f"loadtests.compare.{peer.module}", *peer.port, str(port)]
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        process = psutil.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         target = Target(f"http://127.0.0.1:{port}", process.pid, peer.path, peer.json)
         end = time.monotonic() + START_S
         try:
@@ -76,11 +76,12 @@ def started(peer: Peer, engine: str, weights: str, photo: bytes) -> Iterator[Tar
                 time.sleep(0.5)
             yield target
         finally:
-            children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-            process.terminate()
-            for left in psutil.wait_procs([psutil.Process(process.pid), *children], 10)[1]:
-                left.kill()
-            process.wait(10)
+            if process.is_running():
+                every = [process, *process.children(recursive=True)]
+                process.terminate()
+                for left in psutil.wait_procs(every, 10)[1]:
+                    left.kill()
+                process.wait(10)
 
 
 @contextmanager
