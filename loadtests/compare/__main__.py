@@ -37,7 +37,7 @@ class Peer(NamedTuple):
     """How one of the others is started and called."""
 
     module: str
-    port: tuple[str, ...]  # what comes before its port on the command line
+    options: tuple[str, ...]  # the last one takes its port
     path: str
     json: bool  # whether it takes the photo in JSON
 
@@ -63,7 +63,7 @@ def started(peer: Peer, engine: str, weights: str, photo: bytes) -> Iterator[Tar
     """One of the others, once it answers. Raises NotStarted."""
     port = free_port()
     env = os.environ | {ENGINE: engine, WEIGHTS: weights, "PYTHONPATH": str(ROOT)}
-    command = [str(PEERS), "-m", f"loadtests.compare.{peer.module}", *peer.port, str(port)]
+    command = [str(PEERS), "-m", f"loadtests.compare.{peer.module}", *peer.options, str(port)]
     with tempfile.TemporaryFile("w+") as log:
         process = psutil.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         target = Target(f"http://127.0.0.1:{port}", process.pid, peer.path, peer.json)

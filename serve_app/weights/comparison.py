@@ -86,9 +86,8 @@ def difference(task: Task, photo: Path, a: list[Expected], b: list[Expected]) ->
     """
     unmatched_b, unmatched_a, overlaps = list(b), [], []
     for one in a:
-        same_class = (o for o in unmatched_b if o.name == one.name)
-        best = max(same_class, key=lambda o: task.overlap(o.part, one.part), default=None)
-        if best and (shared := task.overlap(best.part, one.part)) >= SAME:
+        shared, best = golden_set.nearest(task, one, unmatched_b)
+        if best and shared >= SAME:
             unmatched_b.remove(best)
             overlaps.append(shared)
         else:

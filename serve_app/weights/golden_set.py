@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from serve_app.errors import GoldenFailed
 from serve_app.settings import PredictOptions
 from serve_app.vision import drawing, image
 from serve_app.vision.tasks import results
-from serve_app.vision.tasks.task import Part, Units, recognise
+from serve_app.vision.tasks.task import Part, Task, Units, recognise
 
 if TYPE_CHECKING:
     from serve_app.vision.engines.engine import Engine
@@ -111,6 +112,12 @@ def seen(engine: Engine, network_input: NDArray[np.uint8], letterbox: image.Lett
     ]
 
 
+def nearest(task: Task, one: Expected, others: Sequence[Expected]) -> tuple[float, Expected | None]:
+    """Which of the others of its class overlaps an object most, and how far; 0 and None if there is none."""
+    shared = [(task.overlap(other.part, one.part), other) for other in others if other.name == one.name]
+    return max(shared, key=lambda pair: pair[0], default=(0.0, None))
+
+
 def make(engine: Engine, photos: list[Path], size: int) -> Golden:
     """A golden set of the objects this network finds with confidence of at least 0.5. Raises AppErrors, see `found`."""
     made = []
@@ -132,10 +139,10 @@ def check(golden: Golden, engine: Engine, size: int) -> None:
     for photo in golden.photos:
         unmatched = found(engine, photo.jpeg, size, conf=0.05)
         for want in photo.objects:
-            good = [f for f in unmatched if f.name == want.name and f.score >= want.score - limits.score_drop]
+            good = [f for f in unmatched if f.score >= want.score - limits.score_drop]
             same = [f for f in good if f.part.keys() == want.part.keys()]  # else the set is of another task
-            best = max(same, key=lambda f: engine.task.overlap(f.part, want.part), default=None)
-            if best and engine.task.overlap(best.part, want.part) >= limits.iou:
+            overlap, best = nearest(engine.task, want, same)
+            if best and overlap >= limits.iou:
                 unmatched.remove(best)
             else:
                 missed.append(f"{want.name} on {photo.file}")

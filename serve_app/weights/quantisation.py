@@ -22,7 +22,7 @@ from serve_app.settings import ROOT, Fraction
 from serve_app.vision import calibration, sample_photos
 from serve_app.vision.engines.engine import wants_int8
 from serve_app.vision.image import Letterbox
-from serve_app.weights.golden_set import Expected, Golden, seen
+from serve_app.weights.golden_set import Expected, Golden, nearest, seen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,17 +31,16 @@ if TYPE_CHECKING:
     from serve_app.vision.engines.engine import Engine
     from serve_app.vision.engines.int8 import Ranges
     from serve_app.vision.engines.layers import Network
-    from serve_app.vision.tasks.task import Task
     from serve_app.weights.identity import Pinned
 
 logger = logging.getLogger("ray.serve")
 CONF, LOWER = 0.25, 0.1  # confidence of an object in float32, and the least that finds it again in int8
+SAME = 0.5  # two objects of one class that overlap more are the same
 # Networks within these limits had mAP50-95 within 0.012 of float32, and COCO's YOLOv8n within 0.001
 # (loadtests/results/accuracy.md). Ranges that lost 0.06 and more were beyond each of the last three.
 OBJECTS, MISSED, SCORE, OVERLAP = 50, 0.02, 0.03, 0.96
-RULES = (
-    1  # of `engines/int8.py` and of the calibration images: count up when they change, and what was kept is made again
-)
+# Of `engines/int8.py` and of the calibration images: count up when they change, and what was kept is made again.
+RULES = 1
 ENOUGH = 500  # objects, after which no more images are compared: masks take up to 0.1 s each
 
 
@@ -142,42 +141,36 @@ def make(network: Network, golden: Golden | None, size: int, cpu_threads: int | 
     from serve_app.vision.engines.checkpoint import names_of, task_of
 
     started = time.perf_counter()
-    photos = [photo.jpeg for photo in golden.photos] if golden else []
     graph, names, task = openvino.graph(network), names_of(network), task_of(network)
-    photos += [path.read_bytes() for path in sample_photos.files()]
-    images = calibration.images(photos, size, crops=task.crops)
+    own = [photo.jpeg for photo in golden.photos] if golden else []
+    samples = [path.read_bytes() for path in sample_photos.files()]
+    images = calibration.images([*own, *samples], size, crops=task.crops)
     ranges = int8.ranges(graph, (image[None] for image in images), openvino.options("float32", cpu_threads))
     if not np.isfinite(list(ranges.values())).all():  # `Loaded.warm` refuses such a network
         return Quantisation(versions=current(), ranges={}, objects=0, missed=0, score=0, overlap=0)
     exact = openvino.OpenVinoEngine(graph, names, task, "float32", cpu_threads)
     quick = openvino.OpenVinoEngine(int8.quantised(graph, ranges), names, task, "int8", cpu_threads)
-    pairs: list[tuple[Expected, Expected | None]] = []
+    pairs: list[tuple[Expected, float, Expected | None]] = []
     for image in images:
-        if len(pairs) < ENOUGH:
-            pairs += paired(image, exact, quick)
-    both = [(one, other) for one, other in pairs if other]
+        pairs += paired(image, exact, quick)
+        if len(pairs) >= ENOUGH:
+            break
+    both = [(one, overlap, other) for one, overlap, other in pairs if other and overlap > SAME]
     made = Quantisation(
         versions=current(),
         ranges=ranges,
         objects=len(pairs),
         missed=1 - len(both) / max(len(pairs), 1),
-        score=statistics.fmean(abs(one.score - other.score) for one, other in both) if both else 0,
-        overlap=statistics.fmean(task.overlap(one.part, other.part) for one, other in both) if both else 0,
+        score=statistics.fmean(abs(one.score - other.score) for one, _, other in both) if both else 0,
+        overlap=statistics.fmean(overlap for _, overlap, _ in both) if both else 0,
     )
     logger.info("calibrated int8 in %.1f s, once for these weights", time.perf_counter() - started)
     return made
 
 
-def paired(image: NDArray[np.uint8], exact: Engine, quick: Engine) -> list[tuple[Expected, Expected | None]]:
-    """Each object that `exact` finds in a network input, with what `quick` finds of its class at its place."""
+def paired(image: NDArray[np.uint8], exact: Engine, quick: Engine) -> list[tuple[Expected, float, Expected | None]]:
+    """Each object that `exact` finds in a network input, with what `quick` finds of its class, and their overlap."""
     height, width = image.shape[:2]
     whole = Letterbox(width, height, 1, 1, 0, 0)
     others = seen(quick, image, whole, LOWER)
-    return [(one, same(exact.task, one, others)) for one in seen(exact, image, whole, CONF)]
-
-
-def same(task: Task, one: Expected, others: list[Expected]) -> Expected | None:
-    """Which of the others is the same object, if any: of its class, and more than half of both overlap."""
-    shared = [(task.overlap(one.part, other.part), other) for other in others if other.name == one.name]
-    overlap, best = max(shared, key=lambda pair: pair[0], default=(0, None))
-    return best if overlap > 0.5 else None
+    return [(one, *nearest(exact.task, one, others)) for one in seen(exact, image, whole, CONF)]

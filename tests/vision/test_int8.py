@@ -110,6 +110,15 @@ def test_what_is_found_stays_the_same(plain: Any, ranges: int8.Ranges, bus: byte
             assert max(exact.task.overlap(o.part, want.part) for o in same) >= 0.9
 
 
+@vnni
+def test_alone_and_in_a_batch_the_answer_is_the_same(plain: Any, ranges: int8.Ranges, images: list[np.ndarray]) -> None:
+    read = read_checkpoint(BUNDLED)
+    network = OpenVinoEngine(int8.quantised(plain, ranges), names_of(read), task_of(read), "int8")
+    mixed = [images[0], images[1][:320], images[2][:, :256].copy()]
+    for together, one in zip(network(mixed), mixed, strict=True):
+        np.testing.assert_array_equal(together[0], network([one])[0][0])
+
+
 def test_ranges_of_another_network_are_refused(plain: Any) -> None:
     with pytest.raises(DamagedWeights, match="another network"):
         int8.quantised(plain, {"network.model.3.conv": (0, 1)})

@@ -46,12 +46,12 @@ def has_vnni() -> bool:
 
 
 def chosen(precision: Precision) -> Precision:
-    """What `auto` means on this CPU.
+    """What `auto` means on this CPU. Raises RuntimeError for the setting `int8` on a CPU without VNNI.
 
-    `bfloat16` with AMX, which multiplies tiles of it twice as fast as float32, and as fast as int8; OpenVINO also
-    reports bfloat16 for CPUs with avx512_bf16 alone, but there it runs at 0.64 times the rate of float32. `int8` with
-    VNNI, at twice the rate of float32. Else `float32`: without VNNI, sums of two products of bytes overflow (mAP50-95
-    0.334 instead of 0.430). Raises RuntimeError if the setting is `int8` there.
+    With AMX it is `bfloat16`: AMX multiplies that twice as fast as float32, and as fast as int8. CPUs with avx512_bf16
+    and no AMX run bfloat16 at 0.64 times the rate of float32, although OpenVINO lists it for them.
+    With VNNI it is `int8`, at twice the rate of float32. On other CPUs it is `float32`: without VNNI, sums of two
+    products of bytes overflow (mAP50-95 0.334 instead of 0.430).
     """
     if precision == "int8" and not has_vnni():
         raise RuntimeError("precision int8 needs a CPU with VNNI, which this one has not: set `precision: auto`")
