@@ -18,9 +18,9 @@ from ray import serve
 
 from serve_app import metrics, tracing
 from serve_app.errors import Timeout
-from serve_app.graph import class_thresholds
 from serve_app.graph.batch_admission import BatchAdmission
 from serve_app.graph.engine_watchdog import Watchdog
+from serve_app.graph.forward import forward
 from serve_app.graph.live_weights import LiveWeights
 from serve_app.graph.payloads import Detected, Prepared, Serving
 from serve_app.graph.stage import Stage
@@ -111,13 +111,7 @@ class Detector(Stage):
 
     def _forward(self, batch: list[QueuedImage]) -> None:
         started, live = time.perf_counter(), self._weights.current  # a swap must not change it halfway
-        outputs = live.engine([queued.prepared.input_hwc for queued in batch])
-        task, names = live.engine.task, live.weights.class_names
-        found = []
-        for output, queued in zip(outputs, batch, strict=True):
-            options = queued.prepared.options
-            found.append(task.candidates(output, class_thresholds.of(options, names, task.least), options))
-        elapsed = time.perf_counter() - started
+        found, elapsed = forward(live, [queued.prepared for queued in batch])
         self._seconds.observe(elapsed, {"stage": "detect"})
         self._engine.inc(elapsed)
         for candidates, queued in zip(found, batch, strict=True):

@@ -31,7 +31,7 @@ class Preprocessor(Stage):
         Raises UnsupportedFormat, ImageTooLarge, ImageTooComplex, CorruptImage or Timeout.
         """
         await self._threads.acquire()
-        job = asyncio.get_running_loop().run_in_executor(None, self._prepare, data, options, expires_at)
+        job = asyncio.get_running_loop().run_in_executor(None, self.prepare, data, options, expires_at)
         job.add_done_callback(self._release)
         try:
             # A thread inside a decoder cannot be stopped: it holds its slot to the end, but the client is answered now.
@@ -46,7 +46,8 @@ class Preprocessor(Stage):
         self._threads.release()
         job.cancelled() or job.exception()  # asyncio logs an exception that is never retrieved
 
-    def _prepare(self, data: bytes, options: PredictOptions, expires_at: float) -> Prepared:
+    def prepare(self, data: bytes, options: PredictOptions, expires_at: float) -> Prepared:
+        """The same in this thread, without a limit on time. Raises the same errors."""
         deadline.check(expires_at)
         started = time.perf_counter()
         limits = self._settings.max_image_pixels, self._settings.max_image_frames

@@ -102,7 +102,7 @@ async def recognise(
             raise one
     for one in done:
         if isinstance(one, Finished):
-            request_options.check(sent.options, one)
+            request_options.check(sent.options, one.weights)
     if all(isinstance(one, AppError) for one in done):
         raise done[0]  # type: ignore[misc] # the line above checks its type
     log_outcome(request, sent.options, done)  # type: ignore[arg-type] # the first loop checks the types

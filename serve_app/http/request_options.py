@@ -7,10 +7,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from serve_app.errors import InvalidParameter, MalformedRequest
-from serve_app.graph.payloads import Finished
 from serve_app.http import json_text
 from serve_app.settings import MAX_CLASSES, PredictOptions
 from serve_app.vision.tasks.by_name import TASKS
+from serve_app.weights.identity import Weights
 
 MAX_OPTIONS = 16
 
@@ -47,9 +47,9 @@ def parse(given: dict[str, Any], only_json: bool = False) -> PredictOptions:
     return options
 
 
-def check(options: PredictOptions, done: Finished) -> None:
-    """Raises InvalidParameter for an option of another task, or a class that the weights that answered do not have."""
-    name, task, names = done.weights.name, TASKS[done.weights.task], done.weights.class_names
+def check(options: PredictOptions, weights: Weights) -> None:
+    """Raises InvalidParameter for an option of another task, or a class that the weights do not have."""
+    name, task, names = weights.name, TASKS[weights.task], weights.class_names
     if others := sorted(options.model_fields_set - task.options):
         having = ", ".join(other.name for other in TASKS.values() if others[0] in other.options)
         raise InvalidParameter(f"`{others[0]}`: only {having} has this option, the task of {name} is {task.name}")

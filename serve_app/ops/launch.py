@@ -10,7 +10,6 @@ import os
 import signal
 import time
 from pathlib import Path
-from types import FrameType
 
 import click
 import httpx
@@ -22,6 +21,7 @@ from ray.serve.scripts import cli as serve_cli
 from serve_app.errors import CommandFailed
 from serve_app.ops import haproxy_keeper, preflight, serve_config, service_folder
 from serve_app.ops.service_folder import RAY, RunningService
+from serve_app.ops.signals import stop_on_signals
 from serve_app.vision import sample_photos
 from serve_app.weights.identity import BUNDLED
 
@@ -103,16 +103,3 @@ def example() -> Path:
     """The path of a sample photo, relative to the current folder if possible."""
     photo = sample_photos.files()[0]
     return photo.relative_to(Path.cwd()) if photo.is_relative_to(Path.cwd()) else photo
-
-
-def stop_on_signals() -> None:
-    """Makes SIGINT and SIGTERM raise KeyboardInterrupt.
-
-    SIGINT needs a handler because a shell's `&` makes the process ignore it. Service managers send SIGTERM.
-    """
-    for sent in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sent, _interrupt)
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -1,0 +1,147 @@
+"""The batch job: plans a run or goes on with one, has its missing parts made, reports, and sums up."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Container
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from serve_app.batch import pipeline, rows, sources
+from serve_app.batch import plan as plans
+from serve_app.batch.part import Part
+from serve_app.batch.plan import SUMMARY, Asked, Plan
+from serve_app.batch.price import Instance
+from serve_app.batch.stages import Job
+from serve_app.batch.storage import Storage
+from serve_app.errors import CommandFailed
+from serve_app.http import request_options
+from serve_app.ops import preflight, serve_config
+from serve_app.settings import AppSettings
+from serve_app.weights import loader
+
+READERS = 32  # threads that read the parts of earlier runs
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command's arguments."""
+
+    asked: Asked
+    dest: str
+    config: Path
+    part: int
+    workers: int | None
+    max_errors: int | None
+    instance: Instance | None
+
+
+def run(request: Request, folder: Path | None) -> int:
+    """Makes all parts that are missing, in a Ray below `folder`, or in that of RAY_ADDRESS. Returns the exit code, 0.
+
+    Raises CommandFailed, WeightsError, AppError or OSError.
+    """
+    settings = settings_of(request)
+    storage = Storage(settings.s3_endpoint_url)
+    with pipeline.connected(folder):
+        job = Job(planned(request, settings, storage), request.dest, settings)
+        missing = plans.missing(job.plan, job.dest, storage)
+        errors = errors_before(job, storage, dict(missing))
+        left = sum(job.plan.photos(number) for number, _ in missing)
+        began = time.perf_counter()
+        with tqdm(total=job.plan.images, initial=job.plan.images - left, unit="photo", smoothing=0) as bar:
+            parts = [Part(number, photos) for number, photos in missing]
+            for done in pipeline.run(job, parts, request.workers) if parts else ():
+                errors += Counter(json.loads(done["errors"]))
+                bar.set_postfix(failed=errors.total(), refresh=False)
+                bar.update(done["images"])
+                if request.max_errors is not None and errors.total() > request.max_errors:
+                    raise CommandFailed(f"{errors.total()} photos failed, {listed(errors)}: more than --max-errors")
+        summary = summed_up(job.plan, errors, left, time.perf_counter() - began, request.instance)
+    storage.write(f"{job.dest}/{SUMMARY}", json.dumps(summary, indent=2).encode())
+    print(f"{text(summary)}\nthe rows are in {job.dest}")
+    return 0
+
+
+def settings_of(request: Request) -> AppSettings:
+    """The settings of the service's configuration, with the weights of the command. Raises CommandFailed."""
+    difference = os.environ.get("SERVE_CONFIG_DIFFERENCE", "")
+    with preflight.reported(request.config, difference):
+        content = serve_config.load(request.config, difference)
+        args = content["applications"][0]["args"]
+        return AppSettings.model_validate(args | {"weights": request.asked.weights})
+
+
+def planned(request: Request, settings: AppSettings, storage: Storage) -> Plan:
+    """The plan in DEST, or a new one. Raises CommandFailed, WeightsError, AppError or OSError."""
+    known = plans.read(request.dest, storage, request.asked)
+    pinned = loader.pin(known.weights if known else settings.weights, settings)
+    if known:
+        if pinned.sha256 != known.sha256:
+            raise CommandFailed(f"{pinned.uri} has changed since {request.dest} was begun: choose another --out")
+        return known
+    found = sources.found(request.asked.source, storage)
+    for reason, count in found.left_out.items():
+        print(f"{count} left out, {reason}")
+    plan = Plan(
+        asked=request.asked, weights=pinned.uri, sha256=pinned.sha256, task=pinned.task,
+        image_size=settings.image_size or pinned.image_size, images=len(found.photos), part=request.part,
+        left_out=dict(found.left_out),
+    )  # fmt: skip
+    request_options.check(request.asked.options, pipeline.tried(Job(plan, request.dest, settings)))
+    plans.write(plan, found.photos, request.dest, storage)
+    return plan
+
+
+def errors_before(job: Job, storage: Storage, missing: Container[int]) -> Counter[str]:
+    """The errors in the parts that are there. Raises CommandFailed if one is not what it should be."""
+
+    def errors(number: int) -> Counter[str]:
+        name = f"{job.dest}/{job.plan.name(number)}"
+        count, found = rows.counted(storage.read(name), job.plan.asked.format)
+        if count != job.plan.photos(number):
+            raise CommandFailed(f"{name} has {count} rows instead of {job.plan.photos(number)}: delete it")
+        return found
+
+    with ThreadPoolExecutor(READERS) as pool:
+        there = (number for number in range(job.plan.parts) if number not in missing)
+        return sum(pool.map(errors, there), Counter[str]())
+
+
+def summed_up(plan: Plan, errors: Counter[str], made: int, took: float, instance: Instance | None) -> dict[str, Any]:
+    """The summary: of the whole run, and of this command the rate and what a million photos cost."""
+    summary: dict[str, Any] = {"images": plan.images, "failed": dict(errors), "left_out": plan.left_out}
+    if made:
+        rate, nodes = made / took, pipeline.nodes()
+        summary["last"] = {"images": made, "seconds": round(took, 1), "images_per_s": round(rate, 2), "nodes": nodes}
+        if instance:
+            price = round(instance.per_million(nodes, rate), 2)
+            summary["last"] |= {"instance": instance.name, "hourly": instance.hourly, "price_per_million": price}
+    return summary
+
+
+def text(summary: dict[str, Any]) -> str:
+    """The summary for people."""
+    errors, last = Counter(summary["failed"]), summary.get("last")
+    lines = [f"{summary['images']} photos, {errors.total()} failed{f': {listed(errors)}' if errors else ''}"]
+    if last:
+        plural = "s" if last["nodes"] > 1 else ""
+        lines.append(
+            f"{last['images']} of them now, in {last['seconds']:.0f} s: {last['images_per_s']:.1f} photos/s "
+            f"on {last['nodes']} node{plural}"
+        )
+        if "instance" in last:
+            lines.append(f"a million cost {last['price_per_million']:,.2f} on {last['instance']}")
+    return "\n".join(lines)
+
+
+def listed(errors: Counter[str]) -> str:
+    """Errors by their code, the most frequent first."""
+    return ", ".join(f"{code} {count}" for code, count in errors.most_common())

@@ -1,0 +1,148 @@
+"""The stages of the service as operators of Ray Data, for a part at a time.
+
+    decode   tasks on CPUs         addresses → network inputs            Preprocessor
+    Network  actors, on the GPUs   network inputs → candidates           what the Detector runs
+    finish   tasks on CPUs         candidates → rows, written to DEST    Postprocessor
+
+A photo that fails in one stage is its AppError in the next ones, and a row with an error in the end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import ray
+
+from serve_app.batch import rows
+from serve_app.batch.part import Table, packed, unpacked
+from serve_app.batch.plan import Plan
+from serve_app.batch.storage import Storage
+from serve_app.errors import AppError
+from serve_app.graph import weights_holder
+from serve_app.graph.forward import forward
+from serve_app.graph.payloads import Detected, Prepared
+from serve_app.graph.postprocessor import Postprocessor
+from serve_app.graph.preprocessor import Preprocessor
+from serve_app.settings import AppSettings, PredictOptions
+from serve_app.weights import loader
+
+logger = logging.getLogger("ray.serve")
+READERS = 16  # photos that a decode task reads ahead, because a store takes 30 ms for each
+BATCH = 16  # images of one forward pass on a GPU; on a CPU each image is one
+LANES = 3  # batches of a worker at a time: one is filtered while two are in the engine
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every stage must know."""
+
+    plan: Plan
+    dest: str
+    settings: AppSettings
+
+    @property
+    def options(self) -> PredictOptions:
+        """The options of each photo. Those that are to be drawn are, as with `format=image`."""
+        return self.plan.asked.options.model_copy(update={"format": "image"} if self.plan.asked.drawn else {})
+
+
+def decode(table: Table, job: Job) -> Table:
+    """Reads and decodes the photos. Raises StoreFailed or OSError if their store fails."""
+    preprocessor = Preprocessor(job.settings, job.plan.image_size, job.plan.task)
+    storage, part = Storage(job.settings.s3_endpoint_url), unpacked(table)
+
+    def read(source: str) -> bytes | AppError:
+        try:
+            return storage.read(source, job.settings.max_body_bytes)
+        except AppError as error:
+            return error
+
+    def prepared(source: str, data: bytes | AppError) -> Prepared | AppError:
+        if isinstance(data, AppError):
+            return data
+        return guarded(source, lambda: preprocessor.prepare(data, job.options, math.inf))
+
+    found = ahead(read, part.sources, READERS)
+    return packed(replace(part, photos=[prepared(*one) for one in zip(part.sources, found, strict=True)]))
+
+
+class Network:
+    """Runs the network on parts. Loads the weights once; those in S3 come from the weights holder."""
+
+    def __init__(self, job: Job) -> None:
+        gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU")
+        self._loaded = loader.load(
+            job.plan.weights, lambda uri: weights_holder.fetch(uri, job.settings), settings=job.settings,
+            size=job.plan.image_size, task=job.plan.task, device="cuda" if gpus else "cpu", batch_sizes={1, BATCH},
+        )  # fmt: skip
+        self.weights = self._loaded.weights
+        self._lanes = ThreadPoolExecutor(LANES)
+
+    def __call__(self, table: Table) -> Table:
+        """Turns network inputs into candidates, in batches of one shape as far as possible."""
+        part = unpacked(table)
+        photos, order = list(part.photos), [n for n, one in enumerate(part.photos) if isinstance(one, Prepared)]
+        order.sort(key=lambda n: photos[n].input_hwc.shape)
+        batches = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
+        found = self._lanes.map(self._forward, ([photos[n] for n in batch] for batch in batches))
+        for batch, detected in zip(batches, found, strict=True):
+            for n, one in zip(batch, detected, strict=True):
+                photos[n] = one
+        return packed(replace(part, photos=photos, weights=self.weights))
+
+    def _forward(self, batch: list[Prepared]) -> list[Detected]:
+        found, took = forward(self._loaded, batch)
+        return [
+            Detected(one, p.letterbox, p.options, p.photo, self.weights, p.preprocess_s, 0.0, took, len(batch), "")
+            for one, p in zip(found, batch, strict=True)
+        ]
+
+
+def finish(table: Table, job: Job) -> dict[str, Any]:
+    """Writes the rows of a part, and returns how many, and how many of them failed. Raises StoreFailed or OSError."""
+    postprocess, storage, part = Postprocessor(job.settings), Storage(job.settings.s3_endpoint_url), unpacked(table)
+    assert part.weights
+    written = []
+    for n, (source, one) in enumerate(zip(part.sources, part.photos, strict=True)):
+        done = one if isinstance(one, AppError) else guarded(source, partial(postprocess, one))
+        written.append(rows.of(source, done, part.weights, job.options))
+        if not isinstance(done, AppError) and done.drawn:
+            name = f"{part.number * job.plan.part + n:09d}-{source.rpartition('/')[2]}.jpg"
+            storage.write(f"{job.dest}/drawn/{name}", done.drawn)
+    content = rows.encoded(written, job.plan.asked.format, job.plan.task)
+    storage.write(f"{job.dest}/{job.plan.name(part.number)}", content)  # last: then the part counts as done
+    errors = Counter(row["error"]["code"] for row in written if "error" in row)
+    return {"images": [len(written)], "errors": [json.dumps(errors)]}
+
+
+def guarded(source: str, stage: Callable[[], Made]) -> Made | AppError:
+    """What a stage makes of one photo, or the error of its row. A bug fails this photo only."""
+    try:
+        return stage()
+    except AppError as error:
+        return error
+    except Exception:
+        logger.exception("%s failed in a stage", source)
+        return AppError("an error of the service itself: the output of its worker says more")
+
+
+def ahead(function: Callable[[Item], Made], items: Iterable[Item], most: int) -> Iterator[Made]:
+    """`map` in threads, with at most `most` results that nobody has taken yet."""
+    with ThreadPoolExecutor(most) as pool:
+        waiting: deque[Future[Made]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) == most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
