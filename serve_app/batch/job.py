@@ -19,6 +19,7 @@ from serve_app.batch import plan as plans
 from serve_app.batch.part import Part
 from serve_app.batch.plan import SUMMARY, Asked, Plan
 from serve_app.batch.price import Instance
+from serve_app.batch.sources import Sources
 from serve_app.batch.stages import Job
 from serve_app.batch.storage import Storage
 from serve_app.errors import CommandFailed
@@ -50,8 +51,13 @@ def run(request: Request, folder: Path | None) -> int:
     """
     settings = settings_of(request)
     storage = Storage(settings.s3_endpoint_url)
+    plan = known(request, settings, storage)
+    found = None if plan else sources.found(request.asked.source, storage)
     with pipeline.connected(folder):
-        job = Job(planned(request, settings, storage), request.dest, settings)
+        if found:
+            plan = begun(request, settings, storage, found)
+        assert plan
+        job = Job(plan, request.dest, settings)
         missing = plans.missing(job.plan, job.dest, storage)
         errors = errors_before(job, storage, dict(missing))
         left = sum(job.plan.photos(number) for number, _ in missing)
@@ -79,17 +85,19 @@ def settings_of(request: Request) -> AppSettings:
         return AppSettings.model_validate(args | {"weights": request.asked.weights})
 
 
-def planned(request: Request, settings: AppSettings, storage: Storage) -> Plan:
-    """The plan in DEST, or a new one. Raises CommandFailed, WeightsError, AppError or OSError."""
-    known = plans.read(request.dest, storage, request.asked)
-    pinned = loader.pin(known.weights if known else settings.weights, settings)
-    if known:
-        if pinned.sha256 != known.sha256:
-            raise CommandFailed(f"{pinned.uri} has changed since {request.dest} was begun: choose another --out")
-        return known
-    found = sources.found(request.asked.source, storage)
+def known(request: Request, settings: AppSettings, storage: Storage) -> Plan | None:
+    """The plan that DEST has. Raises CommandFailed if it is another run's, or if its weights have changed."""
+    plan = plans.read(request.dest, storage, request.asked)
+    if plan and loader.pin(plan.weights, settings).sha256 != plan.sha256:
+        raise CommandFailed(f"{plan.weights} has changed since {request.dest} was begun: choose another --out")
+    return plan
+
+
+def begun(request: Request, settings: AppSettings, storage: Storage, found: Sources) -> Plan:
+    """A new plan, written to DEST. Raises WeightsError, InvalidParameter, CommandFailed or OSError."""
     for reason, count in found.left_out.items():
         print(f"{count} left out, {reason}")
+    pinned = loader.pin(settings.weights, settings)
     plan = Plan(
         asked=request.asked, weights=pinned.uri, sha256=pinned.sha256, task=pinned.task,
         image_size=settings.image_size or pinned.image_size, images=len(found.photos), part=request.part,

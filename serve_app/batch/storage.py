@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
+from uuid import uuid4
 
 from serve_app.errors import CommandFailed, PayloadTooLarge, SourceUnavailable
 from serve_app.weights.address import SCHEME
@@ -45,9 +46,13 @@ class Storage:
         if address.startswith(SCHEME):
             return self._get(address, most)
         try:
-            with Path(address).open("rb") as file:
-                check_size(os.fstat(file.fileno()).st_size, most)
-                return file.read()
+            found = Path(address).stat()
+            if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its other end
+                raise SourceUnavailable("the file cannot be read: it is not a regular file")
+            check_size(found.st_size, most)
+            return Path(address).read_bytes()
+        except ValueError as error:
+            raise SourceUnavailable(f"the file cannot be read: {error}") from error
         except OSError as error:
             if error.errno in OF_ONE_FILE:
                 raise SourceUnavailable(f"the file cannot be read: {error.strerror}") from error
@@ -61,12 +66,15 @@ class Storage:
             return
         path = Path(address)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(path)
+        partial = path.with_name(f".{path.name}.{uuid4().hex}")
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def exists(self, address: str) -> bool:
         """Whether there is such a file. Raises StoreFailed or OSError."""
@@ -103,7 +111,7 @@ class Storage:
             check_size(answer["ContentLength"], most)
             try:
                 content: bytes = answer["Body"].read()
-            except BotoCoreError as error:  # while the body streams; the SDK only retries until the body starts
+            except BotoCoreError as error:  # while the body streams
                 if not again:
                     raise StoreFailed(f"{address}: {error}") from error
             else:
@@ -133,17 +141,16 @@ class Storage:
 
 @cache
 def client(endpoint_url: str | None) -> Any:  # noqa: ANN401 - boto3 has no types
-    """One client for a process; threads may share it."""
+    """One client for a process; threads may share it. It tries once: `patiently` is what tries again."""
     import boto3
     from botocore.config import Config
 
-    retries: Any = {"mode": "standard", "max_attempts": 3}
-    config = Config(retries=retries, connect_timeout=5, read_timeout=30, max_pool_connections=32)
+    config = Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=30, max_pool_connections=32)
     return boto3.client("s3", endpoint_url=endpoint_url, config=config)
 
 
 def patiently() -> Iterator[bool]:
-    """Tries until PATIENCE_S have passed, with pauses. Yields whether another try follows."""
+    """One step for each try, until PATIENCE_S have passed, with pauses. Each says whether another may follow."""
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
         yield True
