@@ -11,7 +11,7 @@ MODEL ?= auto
 export YOLO_AUTOINSTALL := false
 
 .DEFAULT_GOAL := help
-.PHONY: help serve weights setup test lint fmt accuracy families abuse fuzz drill-weights drill overload soak load capacity bench compare bench-gpu bench-gpu-service tune overhead endurance observe decoding manifests terraform addons e2e secrets licences sbom release lock clean
+.PHONY: help serve weights setup test lint fmt accuracy families abuse fuzz drill-weights drill-batch drill overload soak load capacity bench bench-batch compare bench-gpu bench-gpu-service tune overhead endurance observe decoding manifests terraform addons e2e secrets licences sbom release lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ fuzz: .venv/dev ## send 10,000 mutated images and bodies to the running service
 drill-weights: .venv/dev ## swap weights under load, half of them broken, and check every answer
 	@$(BIN)/python -m loadtests.drills.swaps
 
+drill-batch: .venv/dev ## kill batch runs at random moments, in three ways each, and check that no row is lost or twice
+	@$(BIN)/python -m loadtests.drills.interrupted_batch
+
 drill: .venv/dev ## change and break the service under traffic, each event 20 times; fails if a request is lost
 	@$(BIN)/python -m loadtests.drills.drill
 
@@ -68,6 +71,9 @@ capacity: .venv/dev ## measure the curve of one replica, and plan for PEAK photo
 
 bench: .venv/dev ## compare the service with its own engine: throughput, latency, CPU per process, bench.png
 	@$(BIN)/python -m loadtests.benchmarks.bench --photos $(SHARED)/images/coco128-val
+
+bench-batch: .venv/dev ## compare the batch job with the same work in one process, and with a plain Ray Data script
+	@$(BIN)/python -m loadtests.benchmarks.batch --photos $(SHARED)/images/coco128-val --weights $(SHARED)/models/yolov8n.pt
 
 compare: $(PEERS)/bin/mosec ## compare the service with FastAPI, LitServe and mosec, each with Ultralytics' steps and with this engine
 	@$(BIN)/python -m loadtests.compare --photos $(SHARED)/images/coco128-val

@@ -11,14 +11,13 @@ import os
 import sys
 from pathlib import Path
 
-from serve_app.batch import price
+from serve_app.batch import cli as batch_cli
 from serve_app.errors import AppError, CommandFailed, WeightsError
 from serve_app.ops import ray_environment, service_folder
 from serve_app.settings import ROOT
 from serve_app.weights import cli
 
 OPTIONS = ("conf", "iou", "classes", "agnostic_nms", "max_det", "masks", "retina_masks", "topk")  # of a request
-WRITTEN = ("normalize", "decimals")  # options of how an answer writes coordinates
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,34 +71,6 @@ def predict(args: argparse.Namespace) -> int:
 
     given = {k: v for k, v in vars(args).items() if k in OPTIONS and v is not None}
     return min(client.predict(args.photos, args.url, given, args.save, args.key), 1)
-
-
-def batch(args: argparse.Namespace) -> int:
-    """Recognises all photos of a folder or bucket, and writes one row for each."""
-    from serve_app.http import request_options
-
-    given = {k: v for k, v in vars(args).items() if k in (*OPTIONS, *WRITTEN) and v is not None}
-    folder = None if os.environ.get("RAY_ADDRESS") else service_folder.make()
-    try:
-        if folder:
-            for name, value in ray_environment.local(folder).items():
-                os.environ.setdefault(name, value)
-            os.environ["TMPDIR"] = str(folder)
-            # Ray ends workers that are idle for 1 s, beyond one for each core. Those of a batch take 1.1 s to start.
-            os.environ.setdefault("RAY_num_workers_soft_limit", "16")
-        from serve_app.batch import job  # after Ray's environment variables are set
-        from serve_app.batch.plan import Asked
-
-        asked = Asked(
-            source=args.source, weights=args.weights, options=request_options.parse(given), format=args.format,
-            drawn=args.save,
-        )  # fmt: skip
-        dest = args.out.rstrip("/") if "://" in args.out else str(Path(args.out).absolute())
-        request = job.Request(asked, dest, args.config, args.part, args.workers, args.max_errors, args.instance)
-        return job.run(request, folder)
-    finally:
-        if folder:
-            service_folder.remove(folder)
 
 
 def key(args: argparse.Namespace) -> int:
@@ -167,22 +138,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(f"--{option}", help="as in serve_app/API.md")
     command.set_defaults(run=predict)
 
-    command = commands.add_parser("batch", help=batch.__doc__)
-    command.add_argument("source", metavar="SOURCE", help="a folder, glob or photo, s3://bucket/prefix, or a list")
-    command.add_argument("--out", required=True, metavar="DEST", help="a folder, or s3://bucket/prefix")
-    command.add_argument("--weights", default="auto", help="as in the configuration")
-    command.add_argument("--format", choices=("parquet", "jsonl"), default="parquet", help="of the rows")
-    command.add_argument("--part", type=int, default=128, metavar="N", help="photos in one file of rows; of a new run")
-    command.add_argument("--save", action="store_true", help="also write the photos, with what was found drawn")
-    command.add_argument("--max-errors", type=int, metavar="N", help="stop when more photos failed")
-    command.add_argument("--workers", type=int, metavar="N", help="at most; one for each GPU, or for two CPUs")
-    command.add_argument(
-        "--instance", type=price.Instance.parse, metavar="TYPE:PRICE/h", help="for the cost of a million"
-    )
-    command.add_argument("--config", type=Path, default=ROOT / "serve_config.yaml")
-    for option in (*OPTIONS, *WRITTEN):
-        command.add_argument(f"--{option}", help="as in serve_app/API.md")
-    command.set_defaults(run=batch)
+    batch_cli.add(commands.add_parser("batch", help=batch_cli.__doc__))
 
     cli.add(commands.add_parser("weights", help=cli.__doc__).add_subparsers(required=True))
 

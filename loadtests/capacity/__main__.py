@@ -1,8 +1,9 @@
-"""`python -m loadtests.capacity measure | plan | replay`: plans replicas, nodes and cost for a load.
+"""`python -m loadtests.capacity measure | plan | replay | batch`: plans replicas, nodes and cost for a load.
 
 measure --out CURVE                                   raises the load on one replica until it no longer keeps up
 plan --curve CURVE --peak-rps 40 --p95-ms 300         computes sizes, settings and cost; writes patches and a picture
 replay --curve CURVE … --trace daily                  simulates a day with that plan: when it misses the objective
+batch --summary DEST/_summary.json --photos … --hours … nodes and cost of a batch job
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtests.capacity import curve, plots, sizing, sweep, trace
+from loadtests.capacity import bulk, curve, plots, sizing, sweep, trace
 from loadtests.capacity.autoscaler import Autoscaler
-from loadtests.capacity.plan import Instance, Plan
+from loadtests.capacity.plan import Plan
 from loadtests.capacity.replay import Cluster, Delays, Replayed
 from loadtests.load.slo import Objective
 from loadtests.photo_mix import photo_mix
 from loadtests.service import ROOT, running
+from serve_app.batch.price import Instance
 
 OUT = ROOT / "build" / "capacity"
 
@@ -95,6 +97,13 @@ def replay(args: argparse.Namespace) -> int:
     return int(part > args.breaches)
 
 
+def batch(args: argparse.Namespace) -> int:
+    """Prints the plan of a batch job. Returns the exit code."""
+    for what, value in bulk.read(args.summary, args.photos, args.hours, args.instance).rows():
+        print(f"{what:20s} {value}")
+    return 0
+
+
 def replayed_of(made: Plan, load: trace.Trace, delays: Delays, seed: int) -> Replayed:
     """Simulates the plan under a load."""
     (ingress,) = made.serve()["applications"][0]["deployments"]
@@ -138,6 +147,14 @@ def parsed() -> argparse.Namespace:
     two.add_argument("--node-s", type=float, default=Delays.node_s, help="until a new node is ready")
     two.add_argument("--image-s", type=float, default=Delays.image_s, help="until it has pulled the image")
     two.add_argument("--breaches", type=float, default=0.01, help="share of the time that may miss the objective")
+    three = commands.add_parser("batch", help="nodes and cost of a batch job")
+    three.add_argument(
+        "--summary", type=Path, required=True, help="of a run of `python -m serve_app batch` on such a node"
+    )
+    three.add_argument("--photos", type=int, required=True)
+    three.add_argument("--hours", type=float, required=True)
+    three.add_argument("--instance", type=Instance.parse, metavar="TYPE:PRICE/h")
+    three.set_defaults(do=batch)
     two.add_argument("--seed", type=int, default=0)
     two.set_defaults(do=replay)
     return parser.parse_args()

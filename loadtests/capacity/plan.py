@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from loadtests.capacity.curve import Curve
+from serve_app.batch.price import Instance
 from serve_app.ops import manifests
 from serve_app.ops.serve_config import merged
 
@@ -29,21 +30,6 @@ class Interval(NamedTuple):
 
     def __format__(self, spec: str) -> str:
         return f"{self.middle:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
-
-
-class Instance(NamedTuple):
-    """The type of a node and its price per hour."""
-
-    name: str
-    hourly: float
-
-    @classmethod
-    def parse(cls, text: str) -> Instance:
-        """Parses `g6.xlarge:0.8/h`. Raises ValueError."""
-        name, _, price = text.removesuffix("/h").partition(":")
-        if not name or not price:
-            raise ValueError(f"{text!r} is not like g6.xlarge:0.8/h")
-        return cls(name, float(price))
 
 
 @dataclass(frozen=True)
@@ -76,8 +62,7 @@ class Plan:
     @property
     def per_million(self) -> float:
         """Cost of a million photos at the peak rate."""
-        price = self.instance.hourly if self.instance else math.nan
-        return self.nodes * price / (self.peak_rps * 3600) * 1e6
+        return self.instance.per_million(self.nodes, self.peak_rps) if self.instance else math.nan
 
     def serve(self) -> dict[str, Any]:
         """The Serve patch, for an overlay's serve.yaml or for SERVE_CONFIG_DIFFERENCE."""

@@ -15,9 +15,10 @@ import numpy as np
 
 from loadtests.capacity import trace
 from loadtests.capacity.curve import Curve
-from loadtests.capacity.plan import Availability, Instance, Interval, Plan
+from loadtests.capacity.plan import Availability, Interval, Plan
 from loadtests.capacity.queueing import Outcome, simulate
 from loadtests.capacity.station import Station
+from serve_app.batch.price import Instance
 from serve_app.settings import MAX_PREDICTIONS
 
 ZONES = 3

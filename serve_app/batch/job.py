@@ -8,7 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,27 +51,19 @@ def run(request: Request, folder: Path | None) -> int:
     Raises CommandFailed, WeightsError, AppError or OSError.
     """
     settings = settings_of(request)
+    request = replace(request, asked=request.asked.model_copy(update={"weights": settings.weights}))
     storage = Storage(settings.s3_endpoint_url)
-    plan = known(request, settings, storage)
-    found = None if plan else sources.found(request.asked.source, storage)
-    with pipeline.connected(folder):
+    known = plans.read(request.dest, storage, request.asked)
+    found = None if known else sources.found(request.asked.source, storage)
+    job = Job(known or new(request, settings, found or Sources()), request.dest, settings)
+    if known and loader.pin(known.weights, settings).sha256 != known.sha256:
+        raise CommandFailed(f"{known.weights} has changed since {request.dest} was begun: choose another --out")
+    missing = plans.missing(known, job.dest, storage) if known else []
+    with pipeline.connected(folder) if found or missing else nullcontext():
         if found:
-            plan = begun(request, settings, storage, found)
-        assert plan
-        job = Job(plan, request.dest, settings)
-        missing = plans.missing(job.plan, job.dest, storage)
-        errors = errors_before(job, storage, dict(missing))
-        left = sum(job.plan.photos(number) for number, _ in missing)
-        began = time.perf_counter()
-        with tqdm(total=job.plan.images, initial=job.plan.images - left, unit="photo", smoothing=0) as bar:
-            parts = [Part(number, photos) for number, photos in missing]
-            for done in pipeline.run(job, parts, request.workers) if parts else ():
-                errors += Counter(json.loads(done["errors"]))
-                bar.set_postfix(failed=errors.total(), refresh=False)
-                bar.update(done["images"])
-                if request.max_errors is not None and errors.total() > request.max_errors:
-                    raise CommandFailed(f"{errors.total()} photos failed, {listed(errors)}: more than --max-errors")
-        summary = summed_up(job.plan, errors, left, time.perf_counter() - began, request.instance)
+            begin(job, found, storage)
+            missing = plans.missing(job.plan, job.dest, storage)
+        summary = make(job, [Part(number, photos) for number, photos in missing], storage, request)
     storage.write(f"{job.dest}/{SUMMARY}", json.dumps(summary, indent=2).encode())
     print(f"{text(summary)}\nthe rows are in {job.dest}")
     return 0
@@ -82,30 +75,41 @@ def settings_of(request: Request) -> AppSettings:
     with preflight.reported(request.config, difference):
         content = serve_config.load(request.config, difference)
         args = content["applications"][0]["args"]
-        return AppSettings.model_validate(args | {"weights": request.asked.weights})
+        given = {"weights": request.asked.weights} if request.asked.weights else {}
+        return AppSettings.model_validate(args | given)
 
 
-def known(request: Request, settings: AppSettings, storage: Storage) -> Plan | None:
-    """The plan that DEST has. Raises CommandFailed if it is another run's, or if its weights have changed."""
-    plan = plans.read(request.dest, storage, request.asked)
-    if plan and loader.pin(plan.weights, settings).sha256 != plan.sha256:
-        raise CommandFailed(f"{plan.weights} has changed since {request.dest} was begun: choose another --out")
-    return plan
-
-
-def begun(request: Request, settings: AppSettings, storage: Storage, found: Sources) -> Plan:
-    """A new plan, written to DEST. Raises WeightsError, InvalidParameter, CommandFailed or OSError."""
-    for reason, count in found.left_out.items():
-        print(f"{count} left out, {reason}")
+def new(request: Request, settings: AppSettings, found: Sources) -> Plan:
+    """A new plan. Raises WeightsError."""
     pinned = loader.pin(settings.weights, settings)
-    plan = Plan(
+    return Plan(
         asked=request.asked, weights=pinned.uri, sha256=pinned.sha256, task=pinned.task,
         image_size=settings.image_size or pinned.image_size, images=len(found.photos), part=request.part,
         left_out=dict(found.left_out),
     )  # fmt: skip
-    request_options.check(request.asked.options, pipeline.tried(Job(plan, request.dest, settings)))
-    plans.write(plan, found.photos, request.dest, storage)
-    return plan
+
+
+def begin(job: Job, found: Sources, storage: Storage) -> None:
+    """Tests the weights and the options, and writes the plan. Raises WeightsError, AppError, CommandFailed, OSError."""
+    for reason, count in found.left_out.items():
+        print(f"{count} left out, {reason}")
+    request_options.check(job.plan.asked.options, pipeline.tried(job))
+    plans.write(job.plan, found.photos, job.dest, storage)
+
+
+def make(job: Job, parts: list[Part], storage: Storage, request: Request) -> dict[str, Any]:
+    """Makes these parts, with a progress bar, and returns the summary. Raises CommandFailed for too many errors."""
+    errors = errors_before(job, storage, {part.number for part in parts})
+    left = sum(len(part.sources) for part in parts)
+    began = time.perf_counter()
+    with tqdm(total=job.plan.images, initial=job.plan.images - left, unit="photo", smoothing=0) as bar:
+        for done in pipeline.run(job, parts, request.workers) if parts else ():
+            errors += Counter(json.loads(done["errors"]))
+            bar.set_postfix(failed=errors.total(), refresh=False)
+            bar.update(done["images"])
+            if request.max_errors is not None and errors.total() > request.max_errors:
+                raise CommandFailed(f"{errors.total()} photos failed, {listed(errors)}: more than --max-errors")
+    return summed_up(job.plan, errors, left, time.perf_counter() - began, request.instance)
 
 
 def errors_before(job: Job, storage: Storage, missing: Container[int]) -> Counter[str]:

@@ -81,6 +81,7 @@ def run(job: Job, parts: Iterable[Part], workers: int | None) -> Iterator[dict[s
     from ray import data  # takes 1 s, which a run that is complete does not need
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that it has no progress bar
     on_gpu = gpus()
     if not on_gpu and job.settings.cpu_threads is None:
         job = replace(job, settings=job.settings.model_copy(update={"cpu_threads": CPUS}))

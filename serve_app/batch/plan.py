@@ -34,7 +34,7 @@ class Asked(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
-    weights: str  # the setting
+    weights: str  # the setting; empty for that of the configuration
     options: PredictOptions
     format: Format
     drawn: bool  # whether the photos are drawn, too

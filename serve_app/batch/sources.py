@@ -52,19 +52,18 @@ class Sources:
 
 
 def found(source: str, storage: Storage) -> Sources:
-    """The photos that SOURCE means, in a stable order. Raises CommandFailed if there are none."""
+    """The photos that an absolute SOURCE means, in a stable order. Raises CommandFailed if there are none."""
     photos, remote = Sources(), source.startswith(SCHEME)
     try:
         if PurePosixPath(source).suffix.lower() in LISTS:
             photos.add(listed(source, storage))
         elif (remote and PurePosixPath(source).suffix.lower() in SUFFIXES) or Path(source).is_file():
-            photos.add([source if remote else str(Path(source).absolute())])
+            photos.add([source])
         elif remote or Path(source).is_dir():
-            base = source.rstrip("/") if remote else str(Path(source).absolute())
-            photos.add((f"{base}/{name}" for name in sorted(storage.names(base))), only_images=True)
+            photos.add((f"{source}/{name}" for name in sorted(storage.names(source))), only_images=True)
         elif glob.has_magic(source):
             matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207 - a pattern may begin with /
-            photos.add(str(Path(path).absolute()) for path in matches if not Path(path).is_dir())
+            photos.add(path for path in matches if not Path(path).is_dir())
         else:
             raise CommandFailed(f"{source}: there is no such file or folder")
     except AppError as error:
@@ -100,8 +99,8 @@ def listed(address: str, storage: Storage) -> list[str]:
             lines = csv.DictReader(io.StringIO(text))
             column = the_column(lines.fieldnames or (), address)
             rows = [line[column] for line in lines]
-    base = address.rpartition("/")[0] if address.startswith(SCHEME) else str(Path(address).absolute().parent)
-    return [absolute(row.strip(), base) for row in rows if row and row.strip()]
+    base = address.rpartition("/")[0]
+    return [inside(row.strip(), base) for row in rows if row and row.strip()]
 
 
 def the_column(names: Iterable[str], address: str) -> str:
@@ -114,7 +113,7 @@ def the_column(names: Iterable[str], address: str) -> str:
     raise CommandFailed(f"{address} has the columns {', '.join(columns)}: name the one with the addresses `{COLUMN}`")
 
 
-def absolute(address: str, base: str) -> str:
+def inside(address: str, base: str) -> str:
     """An address of a list as an absolute one. Raises CommandFailed for another scheme than S3's."""
     scheme, separator, _ = address.partition("://")
     if separator and scheme != "s3":

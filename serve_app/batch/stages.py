@@ -22,10 +22,11 @@ from typing import Any, TypeVar
 import ray
 
 from serve_app.batch import rows
+from serve_app.batch.attempts import Attempts
 from serve_app.batch.part import Table, packed, unpacked
 from serve_app.batch.plan import Plan
 from serve_app.batch.storage import Storage
-from serve_app.errors import AppError
+from serve_app.errors import AppError, CorruptImage
 from serve_app.graph import weights_holder
 from serve_app.graph.forward import forward
 from serve_app.graph.payloads import Detected, Prepared
@@ -67,13 +68,17 @@ def decode(table: Table, job: Job) -> Table:
         except AppError as error:
             return error
 
-    def prepared(source: str, data: bytes | AppError) -> Prepared | AppError:
+    def prepared(place: int, data: bytes | AppError) -> Prepared | AppError:
         if isinstance(data, AppError):
             return data
-        return guarded(source, lambda: preprocessor.prepare(data, job.options, math.inf))
+        if place in deadly:
+            return CorruptImage("the process that decoded the image died, each time that it was tried")
+        attempt.begins(place)
+        return guarded(part.sources[place], lambda: preprocessor.prepare(data, job.options, math.inf))
 
-    found = ahead(read, part.sources, READERS)
-    return packed(replace(part, photos=[prepared(*one) for one in zip(part.sources, found, strict=True)]))
+    with Attempts(job.dest, part.number).noted() as (deadly, attempt):
+        photos = [prepared(*one) for one in enumerate(ahead(read, part.sources, READERS))]
+    return packed(replace(part, photos=photos))
 
 
 class Network:

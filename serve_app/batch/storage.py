@@ -158,6 +158,15 @@ def patiently() -> Iterator[bool]:
     yield False
 
 
+def absolute(address: str) -> str:
+    """An address that means the same in every folder, without a slash at its end. Raises CommandFailed."""
+    if address.startswith(SCHEME):
+        return address.rstrip("/")
+    if "://" in address:
+        raise CommandFailed(f"{address}: only paths and s3:// are known")
+    return os.path.normpath(Path.cwd() / address)
+
+
 def split(address: str) -> tuple[str, str]:
     """Bucket and key of `s3://bucket/key`. Raises CommandFailed."""
     bucket, _, key = address.removeprefix(SCHEME).partition("/")

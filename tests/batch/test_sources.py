@@ -12,12 +12,12 @@ from pyarrow import parquet
 
 from loadtests import s3_server
 from serve_app.batch import sources
-from serve_app.batch.storage import Storage
+from serve_app.batch.storage import Storage, absolute
 from serve_app.errors import CommandFailed
 
 
 def found(source: object) -> sources.Sources:
-    return sources.found(str(source), Storage())
+    return sources.found(absolute(str(source)), Storage())
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_folder_means_the_images_below_it(folder: Path) -> None:
 
 def test_the_order_does_not_depend_on_the_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     once = found(folder).photos
-    monkeypatch.setattr(Storage, "names", lambda *_: reversed(sorted(p[len(str(folder)) + 1 :] for p in once)))
+    monkeypatch.setattr(Storage, "names", lambda *_: sorted((p[len(str(folder)) + 1 :] for p in once), reverse=True))
     assert found(folder).photos == once
 
 
@@ -85,6 +85,8 @@ def test_a_name_that_is_not_utf8_is_left_out_and_counted(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
+        ("gs://bucket/photos", None, "only paths and s3:// are known"),
+        ("https://example.com/a.jpg", None, "only paths and s3:// are known"),
         ("nowhere", None, "there is no such file or folder"),
         ("x*.jpg", None, "no photos there"),
         ("empty.txt", b"\n", "no photos there"),
@@ -99,7 +101,7 @@ def test_a_source_that_means_nothing_is_an_error(folder: Path, name: str, conten
     if content is not None:
         (folder / name).write_bytes(content)
     with pytest.raises(CommandFailed, match=says):
-        found(folder / name)
+        found(name if "://" in name else folder / name)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def bucket() -> Iterator[s3_server.Bucket]:
 def test_a_prefix_means_the_images_below_it_and_not_beside_it(bucket: s3_server.Bucket) -> None:
     storage = Storage(bucket.endpoint)
     for source in (f"s3://{s3_server.BUCKET}/in", f"s3://{s3_server.BUCKET}/in/"):
-        photos = sources.found(source, storage)
+        photos = sources.found(absolute(source), storage)
         assert photos.photos == [f"s3://{s3_server.BUCKET}/in/b.jpg", f"s3://{s3_server.BUCKET}/in/below/a.png"]
         assert photos.left_out == {".txt: no format that is read here": 1}
 

@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from loadtests.capacity import curve, sizing
-from loadtests.capacity.plan import Availability, Instance, Plan
+from loadtests.capacity.plan import Availability, Plan
 from loadtests.capacity.sizing import Unreachable, spare
+from serve_app.batch.price import Instance
 from serve_app.ops import manifests, serve_config
 from serve_app.ops.check import check
 from serve_app.ops.overlay import Overlay, read, requested_resources
