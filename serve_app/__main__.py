@@ -82,11 +82,9 @@ def batch(args: argparse.Namespace) -> int:
     folder = None if os.environ.get("RAY_ADDRESS") else service_folder.make()
     try:
         if folder:
-            for name, value in ray_environment.local(folder).items():
+            for name, value in (ray_environment.local(folder) | ray_environment.BATCH).items():
                 os.environ.setdefault(name, value)
             os.environ["TMPDIR"] = str(folder)
-            # Ray ends workers that are idle for 1 s, beyond one for each core. Those of a batch take 1.1 s to start.
-            os.environ.setdefault("RAY_num_workers_soft_limit", "16")
         from serve_app.batch import job  # after Ray's environment variables are set
         from serve_app.batch.plan import Asked
 
@@ -121,19 +119,21 @@ def manifests(_: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Checks rendered Kubernetes overlays for settings that are valid alone but wrong together."""
+    """Checks rendered Kubernetes overlays and batches for settings that are valid alone but wrong together."""
     import yaml
 
-    from serve_app.ops import check, overlay
+    from serve_app.ops import check
 
     findings, pods = [], []
     for file in args.files:
         try:
-            rendered = overlay.read(file)
+            rendered = check.read(file)
             findings += check.check(rendered)
             pods += rendered.standalone_pods()
         except (OSError, LookupError, ValueError, yaml.YAMLError) as error:
-            print(f"error: {file} holds no RayService with a Serve configuration: {error}", file=sys.stderr)
+            print(
+                f"error: {file} holds no RayJob, and no RayService with a Serve configuration: {error}", file=sys.stderr
+            )
             return 1
     if args.pods:
         args.pods.write_text(yaml.safe_dump_all(pods))
@@ -189,7 +189,9 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("manifests", help=manifests.__doc__).set_defaults(run=manifests)
 
     command = commands.add_parser("check", help=check.__doc__)
-    command.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a rendered overlay, see `make manifests`")
+    command.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="a rendered overlay or batch, see `make manifests`"
+    )
     command.add_argument("--pods", type=Path, metavar="FILE", help="write the pods to FILE, for other linters")
     command.set_defaults(run=check)
 
