@@ -99,13 +99,16 @@ observe: .venv/dev ## run the service with load and Prometheus: dashboards, aler
 decoding: .venv/dev ## measure what decoding JPEGs at a reduced scale saves and costs
 	@$(BIN)/python -m loadtests.benchmarks.decoding --data $(SHARED)
 
-manifests: .venv/dev $(BIN)/kubectl $(CHECKOV)/bin/checkov ## write the generated part of each Kubernetes overlay, and render and check the overlays, with IMAGE if given, in build/
+manifests: .venv/dev $(BIN)/kubectl $(CHECKOV)/bin/checkov ## write the generated part of each Kubernetes overlay, and render and check overlays and batches, with IMAGE if given, in build/
 	@$(BIN)/python -m serve_app manifests >/dev/null
-	@for o in local staging production; do mkdir -p build/$$o && cd build/$$o \
-	  && printf '%s\n' "resources: [../../kuberay/overlays/$$o]" $(if $(IMAGE),'patches:' '- path: image.yaml' '  target: { kind: RayService }') >kustomization.yaml \
-	  && printf -- '- { op: replace, path: /spec/rayClusterConfig/%s/template/spec/containers/0/image, value: "$(IMAGE)" }\n' \
-	    headGroupSpec workerGroupSpecs/0 >image.yaml && cd ../.. \
-	  && $(BIN)/kubectl kustomize build/$$o >build/$$o.yaml || exit 1; done
+	@render() { name=$$1 folder=$$2 kind=$$3; shift 3; mkdir -p build/$$name \
+	  && printf '%s\n' "resources: [../../kuberay/$$folder]" $(if $(IMAGE),'patches:' '- path: image.yaml' "  target: { kind: $$kind }") >build/$$name/kustomization.yaml \
+	  && printf -- '- { op: replace, path: /spec/%s/spec/containers/0/image, value: "$(IMAGE)" }\n' "$$@" >build/$$name/image.yaml \
+	  && $(BIN)/kubectl kustomize build/$$name >build/$$name.yaml; } \
+	  && for o in local staging production; do \
+	    render $$o overlays/$$o RayService rayClusterConfig/headGroupSpec/template rayClusterConfig/workerGroupSpecs/0/template || exit 1; done \
+	  && for j in $(notdir $(wildcard kuberay/jobs/*)); do \
+	    render batch-$$j jobs/$$j RayJob submitterPodTemplate rayClusterSpec/headGroupSpec/template rayClusterSpec/workerGroupSpecs/0/template || exit 1; done
 	@$(BIN)/python -m serve_app check --pods build/pods.yml build/*.yaml
 	@$(CHECKOV)/bin/checkov --config-file .checkov.yaml --file Dockerfile build/*.yaml build/pods.yml
 

@@ -92,19 +92,21 @@ def manifests(_: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Checks rendered Kubernetes overlays for settings that are valid alone but wrong together."""
+    """Checks rendered Kubernetes overlays and batches for settings that are valid alone but wrong together."""
     import yaml
 
-    from serve_app.ops import check, overlay
+    from serve_app.ops import check
 
     findings, pods = [], []
     for file in args.files:
         try:
-            rendered = overlay.read(file)
+            rendered = check.read(file)
             findings += check.check(rendered)
             pods += rendered.standalone_pods()
         except (OSError, LookupError, ValueError, yaml.YAMLError) as error:
-            print(f"error: {file} holds no RayService with a Serve configuration: {error}", file=sys.stderr)
+            print(
+                f"error: {file} holds no RayJob, and no RayService with a Serve configuration: {error}", file=sys.stderr
+            )
             return 1
     if args.pods:
         args.pods.write_text(yaml.safe_dump_all(pods))
@@ -145,7 +147,9 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("manifests", help=manifests.__doc__).set_defaults(run=manifests)
 
     command = commands.add_parser("check", help=check.__doc__)
-    command.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a rendered overlay, see `make manifests`")
+    command.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="a rendered overlay or batch, see `make manifests`"
+    )
     command.add_argument("--pods", type=Path, metavar="FILE", help="write the pods to FILE, for other linters")
     command.set_defaults(run=check)
 

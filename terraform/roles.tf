@@ -1,4 +1,4 @@
-# IAM roles. The service reads pinned weights; the pipeline pushes images and publishes weights.
+# IAM roles. The service reads pinned weights, and batches their photos; the pipeline pushes images and publishes weights.
 data "aws_iam_policy_document" "assumed_by" {
   for_each = {
     eks           = ["sts:AssumeRole", "sts:TagSession"]
@@ -76,6 +76,38 @@ data "aws_iam_policy_document" "read_weights" {
       test     = "StringEquals"
       variable = "kms:ViaService"
       values   = ["s3.${var.region}.amazonaws.com"]
+    }
+  }
+}
+
+# The service's pods have the role, too: whoever runs code in them reaches these photos and rows.
+resource "aws_iam_role_policy" "batch" {
+  count = length(var.batch_prefixes) > 0 ? 1 : 0
+
+  name   = "batch"
+  role   = aws_iam_role.service.id
+  policy = data.aws_iam_policy_document.batch.json
+}
+
+data "aws_iam_policy_document" "batch" {
+  statement {
+    sid       = "Objects"
+    actions   = ["s3:GetObject", "s3:PutObject"]
+    resources = [for prefix in var.batch_prefixes : "arn:${local.partition}:s3:::${prefix}/*"]
+  }
+
+  dynamic "statement" {
+    for_each = var.batch_prefixes
+
+    content {
+      actions   = ["s3:ListBucket"]
+      resources = ["arn:${local.partition}:s3:::${split("/", statement.value)[0]}"]
+
+      condition {
+        test     = "StringLike"
+        variable = "s3:prefix"
+        values   = ["${join("/", slice(split("/", statement.value), 1, length(split("/", statement.value))))}/*"]
+      }
     }
   }
 }

@@ -52,6 +52,17 @@ variable "admins" {
   type        = list(string)
 }
 
+variable "batch_prefixes" {
+  description = "Where batches read photos and write rows: BUCKET/PREFIX, without s3:// and the last slash. The service's role may list, read and write below each."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for prefix in var.batch_prefixes : can(regex("^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/*?$]+)+$", prefix))])
+    error_message = "Use BUCKET/PREFIX, without s3://, wildcards and a last slash."
+  }
+}
+
 variable "github_repository" {
   description = "Repository whose workflows may push images and publish weights, as its OIDC tokens name it: OWNER@ID/NAME@ID, or OWNER/NAME if it was created before 2026-07-15 and neither renamed nor moved since."
   type        = string

@@ -20,11 +20,9 @@ def run(args: argparse.Namespace) -> int:
     folder = None if os.environ.get("RAY_ADDRESS") else service_folder.make()
     try:
         if folder:
-            for name, value in ray_environment.local(folder).items():
+            for name, value in (ray_environment.local(folder) | ray_environment.BATCH).items():
                 os.environ.setdefault(name, value)
             os.environ["TMPDIR"] = str(folder)
-            # Ray ends workers that are idle for 1 s, beyond one for each core. Those of a batch take 1.1 s to start.
-            os.environ.setdefault("RAY_num_workers_soft_limit", "16")
         from serve_app.batch import job  # after Ray's environment variables are set
         from serve_app.batch.plan import Asked
         from serve_app.batch.storage import absolute

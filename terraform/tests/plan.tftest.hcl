@@ -139,8 +139,36 @@ run "without_what_is_not_asked_for" {
   }
 
   assert {
+    condition     = length(aws_iam_role_policy.batch) == 0
+    error_message = "The service writes to no bucket where nobody runs batches."
+  }
+
+  assert {
     condition     = length(aws_acm_certificate.this) == 0 && length(aws_route53_record.service) == 0 && output.certificate == null
     error_message = "Whoever has the name elsewhere brings a certificate."
+  }
+}
+
+run "batches" {
+  command = plan
+
+  variables {
+    batch_prefixes = ["photos/2026", "rows/2026/street"]
+  }
+
+  assert {
+    condition     = data.aws_iam_policy_document.batch.statement[0].resources == toset(["arn:aws:s3:::photos/2026/*", "arn:aws:s3:::rows/2026/street/*"]) && data.aws_iam_policy_document.batch.statement[0].actions == toset(["s3:GetObject", "s3:PutObject"])
+    error_message = "Objects below these prefixes only, and none is deleted."
+  }
+
+  assert {
+    condition     = one(data.aws_iam_policy_document.batch.statement[2].resources) == "arn:aws:s3:::rows" && one(one(data.aws_iam_policy_document.batch.statement[2].condition).values) == "2026/street/*"
+    error_message = "Lists the same prefix of the same bucket."
+  }
+
+  assert {
+    condition     = length(aws_iam_role_policy.batch) == 1
+    error_message = "The service's role has it."
   }
 }
 
@@ -273,7 +301,8 @@ run "what_is_refused" {
     github_repository   = "example@*/image-recognition@*"
     github_environments = ["*"]
     redis_password      = "short"
+    batch_prefixes      = ["s3://photos/2026"]
   }
 
-  expect_failures = [var.api_cidrs, var.github_repository, var.github_environments, var.redis_password]
+  expect_failures = [var.batch_prefixes, var.api_cidrs, var.github_repository, var.github_environments, var.redis_password]
 }

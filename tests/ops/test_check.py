@@ -101,7 +101,7 @@ EXAMPLES: list[tuple[str, str, Change]] = [
     ("replicas_fit", "GPUs stay idle", lambda d: d.deployments[0]["ray_actor_options"].update(num_cpus=2, num_gpus=0.25)),
     ("upgrades", "Upgrades hang", lambda d: d.kind("NodePool")[1]["spec"]["limits"].update({"nvidia.com/gpu": 7})),
     ("upgrades", "Upgrades hang", lambda d: d.cluster["workerGroupSpecs"][0].update(maxReplicas=40)),
-    ("ray_ports", "asks for no token", lambda d: d.cluster.pop("authOptions")),
+    ("token", "asks for no token", lambda d: d.cluster.pop("authOptions")),
     ("ray_ports", "other than Serve's", lambda d: d.kind("Ingress")[0]["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]["port"].update(number=8265)),
     ("ray_ports", "neither probes", lambda d: d.serve["http_options"].update(host="127.0.0.1")),
     ("disruptions", "all workers", lambda d: drop(d, "PodDisruptionBudget")),
@@ -144,8 +144,8 @@ EXAMPLES: list[tuple[str, str, Change]] = [
     ("head_runs_no_replicas", "starve", lambda d: d.cluster["headGroupSpec"]["rayStartParams"].clear()),
     ("throughput_messages", "4 MiB", throughput),
     ("dns", "block DNS", lambda d: egress(d, 443)),
-    ("aws_account", "cannot read", lambda d: worker(d).update(serviceAccountName="other")),
-    ("aws_account", "no photo", lambda d: setattr(d, "terraform", d.terraform.replace("SizeRestrictions", ""))),
+    ("service_account", "cannot read", lambda d: worker(d).update(serviceAccountName="other")),
+    ("firewall", "no photo", lambda d: setattr(d, "terraform", d.terraform.replace("SizeRestrictions", ""))),
     ("probes", "wget", lambda d: setattr(d, "dockerfile", "FROM python:3.11-slim")),
 ]  # fmt: skip
 

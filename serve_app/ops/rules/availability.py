@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from serve_app.ops.overlay import Finding, Overlay, max_replicas, parse_quantity, requested_resources
+from serve_app.ops.overlay import Overlay, max_replicas, parse_quantity, requested_resources
+from serve_app.ops.rendered import Finding
 
 DRAIN_S = 30  # RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S of Ray 2.60
 CHECK_S = 5  # between two health checks of the load balancer

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from serve_app.ops.overlay import Finding, Overlay, max_replicas, requested_resources
+from serve_app.ops.overlay import Overlay, max_replicas, requested_resources
+from serve_app.ops.rendered import Finding, Rendered
 
 MESSAGE_BYTES = 4 * 2**20  # largest gRPC message between replicas in throughput mode
 
@@ -30,7 +31,7 @@ def replicas_fit(overlay: Overlay) -> Iterator[Finding]:
         yield overlay.finding("num_gpus", why, "reduce num_cpus of the replicas")
 
 
-def head_runs_no_replicas(overlay: Overlay) -> Iterator[Finding]:
+def head_runs_no_replicas(overlay: Rendered) -> Iterator[Finding]:
     """The head runs Ray's control plane, so no replica may run there."""
     if str(overlay.cluster["headGroupSpec"]["rayStartParams"].get("num-cpus")) != "0":
         why = "Replicas may run on the head and starve Ray's control plane"

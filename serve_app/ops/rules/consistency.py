@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from serve_app.ops import ray_environment, serve_config
-from serve_app.ops.overlay import Finding, Overlay
+from serve_app.ops import serve_config
+from serve_app.ops.overlay import Overlay
+from serve_app.ops.rendered import Finding, Rendered
 from serve_app.settings import ROOT
 
 IGNORED_KEYS = ("serviceUnhealthySecondThreshold", "deploymentUnhealthySecondThreshold")
 
 
-def versions(overlay: Overlay) -> Iterator[Finding]:
+def versions(overlay: Rendered) -> Iterator[Finding]:
     """All pods must run one image with the pinned Ray, and Ray's environment variables must be the measured ones."""
     if overlay.cluster["rayVersion"] != overlay.locked_ray:
         why = f"The image has Ray {overlay.locked_ray}, but rayVersion is {overlay.cluster['rayVersion']}"
@@ -24,7 +25,7 @@ def versions(overlay: Overlay) -> Iterator[Finding]:
     if any(not re.search(r"@sha256:|:(?!latest$)[\w.-]+$", image) for image in images):
         why = "The image has no tag or the tag `latest`, whose content may change while the cluster runs"
         yield overlay.finding("image", why, "use a version tag, or better a digest")
-    if any(overlay.env(pod) | ray_environment.VARIABLES != overlay.env(pod) for pod in overlay.pods()):
+    if any(overlay.env(pod) | overlay.VARIABLES != overlay.env(pod) for pod in overlay.pods()):
         why = "Ray runs without the environment variables that the measurements had"
         yield overlay.finding("env", why, "run `make manifests`")
 
@@ -40,7 +41,7 @@ def unknown_keys(overlay: Overlay) -> Iterator[Finding]:
             yield overlay.finding(key, f"KubeRay ignores {key} (kuberay#1685)", "remove it")
 
 
-def probes(overlay: Overlay) -> Iterator[Finding]:
+def probes(overlay: Rendered) -> Iterator[Finding]:
     """The image must contain the commands that KubeRay's probes run."""
     if "slim" in overlay.dockerfile and "wget" not in overlay.dockerfile:
         why = "KubeRay's probes call wget, which a slim image does not have, so no pod becomes ready"

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from serve_app.ops.overlay import Finding, Overlay
+from serve_app.ops.overlay import Overlay
+from serve_app.ops.rendered import Finding
 
 CAPACITY, GPUS = "karpenter.sh/capacity-type", "eks.amazonaws.com/instance-gpu-count"
 UNIT_H = {"h": 1.0, "m": 1 / 60, "s": 1 / 3600}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from serve_app.ops.overlay import Finding, Overlay
+from serve_app.ops.overlay import Overlay
+from serve_app.ops.rendered import Finding
 from serve_app.settings import ROOT
 
 VALUES = ROOT / "kuberay" / "addons" / "monitoring.yaml"

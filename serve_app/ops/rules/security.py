@@ -5,17 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from serve_app.ops.overlay import Finding, Overlay
+from serve_app.ops.overlay import Overlay
+from serve_app.ops.rendered import Finding, Rendered
 from serve_app.settings import ROOT
 
 FIREWALL_BYTES = 8192  # SizeRestrictions_BODY of AWSManagedRulesCommonRuleSet
 
 
-def ray_ports(overlay: Overlay) -> Iterator[Finding]:
-    """Only Serve's port may be open: anybody who reaches Ray's ports can run code (CVE-2023-48022)."""
+def token(overlay: Rendered) -> Iterator[Finding]:
+    """Ray must ask for a token: anybody who reaches its ports can run code (CVE-2023-48022)."""
     if overlay.cluster.get("authOptions", {}).get("mode") != "token":
         why = "Anybody who reaches Ray's ports can run code, because Ray asks for no token (CVE-2023-48022)"
-        yield overlay.finding("rayClusterConfig", why, "set authOptions: {mode: token}")
+        yield overlay.finding(overlay.CLUSTER, why, "set authOptions: {mode: token}")
+
+
+def ray_ports(overlay: Overlay) -> Iterator[Finding]:
+    """Only Serve's port may be open."""
     for ingress in overlay.kind("Ingress"):
         paths = [p["backend"]["service"] for rule in ingress["spec"]["rules"] for p in rule["http"]["paths"]]
         if any(path["port"].get("number") != overlay.serve["http_options"]["port"] for path in paths):
@@ -73,19 +78,23 @@ def secret_files(overlay: Overlay) -> set[str]:
     return {f"{mount['mountPath']}/keys" for mount in mounts}
 
 
-def dns(overlay: Overlay) -> Iterator[Finding]:
+def dns(overlay: Rendered) -> Iterator[Finding]:
     """A network policy for egress blocks DNS unless it allows port 53."""
     if 53 not in overlay.egress_ports():
         why = "The egress policies block DNS, so workers cannot resolve the head's name and never join it"
         yield overlay.finding("egress", why, "allow port 53, UDP and TCP")
 
 
-def aws_account(overlay: Overlay) -> Iterator[Finding]:
-    """The role and the firewall of Terraform must fit the manifests."""
-    service_account = overlay.pods()[1].get("serviceAccountName", "default")
-    if not re.search(rf'service_account\s*= "{service_account}"', overlay.terraform):
-        why = f"Terraform gives the service account {service_account} no role, so pods cannot read weights in S3"
+def service_account(overlay: Rendered) -> Iterator[Finding]:
+    """Terraform must give the pods' service account a role."""
+    name = overlay.pods()[1].get("serviceAccountName", "default")
+    if not re.search(rf'service_account\s*= "{name}"', overlay.terraform):
+        why = f"Terraform gives the service account {name} no role, so pods cannot read weights in S3"
         yield overlay.finding("serviceAccountName", why, "use the service account of terraform/eks.tf")
+
+
+def firewall(overlay: Overlay) -> Iterator[Finding]:
+    """The firewall of Terraform must let photos through."""
     if (
         overlay.kind("Ingress")
         and overlay.args["max_body_bytes"] > FIREWALL_BYTES
@@ -95,4 +104,4 @@ def aws_account(overlay: Overlay) -> Iterator[Finding]:
         yield Finding(ROOT / "terraform" / "firewall.tf", 1, why, "set SizeRestrictions_BODY to count")
 
 
-RULES = (ray_ports, internet_facing, api_keys, dns, aws_account)
+RULES = (token, ray_ports, internet_facing, api_keys, dns, service_account, firewall)
