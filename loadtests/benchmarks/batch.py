@@ -85,7 +85,7 @@ def look(pid: int, found: Run, last: dict[int, tuple[str, float]], ended: thread
         memory = 0.0
         for one in below(pid):
             try:
-                times, name = one.cpu_times(), name_of(one)
+                times, name = one.cpu_times(), "command" if one.pid == pid else name_of(one)
                 known = last.get(one.pid, (name, 0.0))[0]  # Ray renames a worker that has nothing to do
                 last[one.pid] = (known if name == "IDLE" else name, times.user + times.system)
                 memory += one.memory_full_info().pss / 1e6

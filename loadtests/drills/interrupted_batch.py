@@ -32,6 +32,8 @@ from loadtests.photo_mix import photos_of
 from loadtests.service import ROOT, command, free_port
 from serve_app.batch.storage import Storage
 from serve_app.vision import sample_photos
+from serve_app.weights.identity import BUNDLED, pin_file
+from serve_app.weights.store import Store
 
 EVENTS = ("driver", "worker", "store")
 TRIES = 12  # of one command; Ray's own start may fail on a busy machine
@@ -180,7 +182,7 @@ def address(name: str) -> str:
 
 @contextmanager
 def bench(photos: list[bytes], count: int, args: list[str]) -> Iterator[Bench]:
-    """A store with `count` photos, and the command with these arguments."""
+    """A store with `count` photos and the bundled weights, and the command with these arguments."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temp, s3_server.bucket() as bucket:
         gateway = Gateway(int(bucket.endpoint.rpartition(":")[2]))
         try:
@@ -188,7 +190,10 @@ def bench(photos: list[bytes], count: int, args: list[str]) -> Iterator[Bench]:
                 key, body = f"in/{n:05d}.jpg", photos[n % len(photos)]
                 bucket.client.put_object(Bucket=s3_server.BUCKET, Key=key, Body=body)
             bucket.client.put_object(Bucket=s3_server.BUCKET, Key="in/broken.jpg", Body=photos[0][:500])
-            yield Bench(bucket, gateway, args, Path(temp))
+            manifest = pin_file(str(BUNDLED)).manifest
+            assert manifest
+            weights = Store(bucket.endpoint).publish(BUNDLED, manifest, address("road.pt")).uri
+            yield Bench(bucket, gateway, ["--weights", weights, *args], Path(temp))
         finally:
             gateway.close(0)
 
@@ -224,5 +229,5 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     print(f"seed {given.seed}")
     pictures = photos_of(given.photos) if given.photos else [path.read_bytes() for path in sample_photos.files()]
-    with bench(pictures, given.count, ["--part", "32", "--weights", "auto"]) as made:
+    with bench(pictures, given.count, ["--part", "32"]) as made:
         sys.exit(drill(made, given.runs, given.outage, given.seed))

@@ -105,7 +105,7 @@ def make(job: Job, parts: list[Part], storage: Storage, request: Request) -> dic
     with tqdm(total=job.plan.images, initial=job.plan.images - left, unit="photo", smoothing=0) as bar:
         for done in pipeline.run(job, parts, request.workers) if parts else ():
             errors += Counter(json.loads(done["errors"]))
-            bar.set_postfix(failed=errors.total(), refresh=False)
+            bar.set_postfix_str(listed(errors), refresh=False)
             bar.update(done["images"])
             if request.max_errors is not None and errors.total() > request.max_errors:
                 raise CommandFailed(f"{errors.total()} photos failed, {listed(errors)}: more than --max-errors")
