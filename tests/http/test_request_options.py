@@ -10,15 +10,12 @@ import pytest
 
 from serve_app.errors import InvalidParameter
 from serve_app.graph import class_thresholds
-from serve_app.graph.payloads import Finished
 from serve_app.http import request_options
-from serve_app.vision.boxes import Detections
 from serve_app.weights.identity import Weights
 
 NAMES = ("person", "bus", "traffic light", "Fußgänger", "7", "bus", "a,b", " ")
 NO, ALL = np.inf, 0.25
-EMPTY = Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
-DONE = Finished(EMPTY, (1, 1), None, Weights("road", "0", NAMES, False), 0, 0, 0, 0, 1, "")
+WEIGHTS = Weights("road", "0", NAMES, False)
 
 
 @pytest.mark.parametrize(
@@ -47,9 +44,9 @@ def test_thresholds_of_each_class(given: dict[str, Any], least: list[float] | No
     options = request_options.parse(given)
     if least is None:
         with pytest.raises(InvalidParameter, match="no class with the name 'a'"):
-            request_options.check(options, DONE)
+            request_options.check(options, WEIGHTS)
         return
-    request_options.check(options, DONE)
+    request_options.check(options, WEIGHTS)
     np.testing.assert_array_equal(class_thresholds.of(options, NAMES, 0.25), np.array(least, np.float32))
 
 
@@ -85,7 +82,7 @@ def test_thresholds_of_each_class(given: dict[str, Any], least: list[float] | No
 )
 def test_what_cannot_be_meant_is_refused(given: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidParameter) as error:
-        request_options.check(request_options.parse(given), DONE)
+        request_options.check(request_options.parse(given), WEIGHTS)
     assert str(error.value).startswith(says)
 
 
