@@ -9,6 +9,7 @@ from pathlib import Path
 from serve_app.batch.price import Instance
 from serve_app.http import request_options
 from serve_app.ops import ray_environment, service_folder
+from serve_app.ops.signals import stop_on_signals
 from serve_app.settings import ROOT, PredictOptions
 
 OPTIONS = [name for name in PredictOptions.model_fields if name != "format"]  # of a request
@@ -17,6 +18,7 @@ OPTIONS = [name for name in PredictOptions.model_fields if name != "format"]  # 
 def run(args: argparse.Namespace) -> int:
     """Runs the command. Returns its exit code. Raises CommandFailed, WeightsError, AppError or OSError."""
     given = {k: v for k, v in vars(args).items() if k in OPTIONS and v is not None}
+    stop_on_signals()
     folder = None if os.environ.get("RAY_ADDRESS") else service_folder.make()
     try:
         if folder:

@@ -20,7 +20,6 @@ from serve_app.batch import plan as plans
 from serve_app.batch.part import Part
 from serve_app.batch.plan import SUMMARY, Asked, Plan
 from serve_app.batch.price import Instance
-from serve_app.batch.sources import Sources
 from serve_app.batch.stages import Job
 from serve_app.batch.storage import Storage
 from serve_app.errors import CommandFailed
@@ -28,6 +27,7 @@ from serve_app.http import request_options
 from serve_app.ops import preflight, serve_config
 from serve_app.settings import AppSettings
 from serve_app.weights import loader
+from serve_app.weights.address import SCHEME
 
 READERS = 32  # threads that read the parts of earlier runs
 
@@ -51,22 +51,80 @@ def run(request: Request, folder: Path | None) -> int:
     Raises CommandFailed, WeightsError, AppError or OSError.
     """
     settings = settings_of(request)
-    request = replace(request, asked=request.asked.model_copy(update={"weights": settings.weights}))
+    asked = {"weights": settings.weights, "settings": {name: getattr(settings, name) for name in plans.SETTINGS}}
+    request = replace(request, asked=request.asked.model_copy(update=asked))
     storage = Storage(settings.s3_endpoint_url)
-    known = plans.read(request.dest, storage, request.asked)
-    found = None if known else sources.found(request.asked.source, storage)
-    job = Job(known or new(request, settings, found or Sources()), request.dest, settings)
-    if known and loader.pin(known.weights, settings).sha256 != known.sha256:
-        raise CommandFailed(f"{known.weights} has changed since {request.dest} was begun: choose another --out")
-    missing = plans.missing(known, job.dest, storage) if known else []
-    with pipeline.connected(folder) if found or missing else nullcontext():
-        if found:
-            begin(job, found, storage)
-            missing = plans.missing(job.plan, job.dest, storage)
-        summary = make(job, [Part(number, photos) for number, photos in missing], storage, request)
-    storage.write(f"{job.dest}/{SUMMARY}", json.dumps(summary, indent=2).encode())
+    plan = plans.read(request.dest, storage, request.asked)
+    return go_on(plan, request, settings, storage, folder) if plan else begin(request, settings, storage, folder)
+
+
+def go_on(plan: Plan, request: Request, settings: AppSettings, storage: Storage, folder: Path | None) -> int:
+    """Makes what a known plan lacks."""
+    if loader.pin(plan.weights, settings).sha256 != plan.sha256:
+        raise CommandFailed(f"{plan.weights} has changed since {request.dest} was begun: choose another --out")
+    with pipeline.connected(folder) if plans.missing(plan, request.dest, storage) else nullcontext():
+        return make(job_of(plan, request, settings), storage, request)
+
+
+def begin(request: Request, settings: AppSettings, storage: Storage, folder: Path | None) -> int:
+    """Makes a new plan, after a test of the weights and of the options, and then all that it asks for."""
+    found = sources.found(request.asked.source, storage)
+    for reason, count in found.left_out.items():
+        print(f"{count} left out, {reason}")
+    on_disk = [address for address in (request.dest, *found.photos) if not address.startswith(SCHEME)]
+    if on_disk and folder is None:
+        raise CommandFailed(f"{on_disk[0]} is on one machine's disk, and this is a cluster: use s3:// for all")
+    pinned = loader.pin(settings.weights, settings)
+    plan = Plan(
+        asked=request.asked, weights=pinned.uri, sha256=pinned.sha256, task=pinned.task, precision=settings.precision,
+        image_size=settings.image_size or pinned.image_size, images=len(found.photos), part=request.part,
+        left_out=dict(found.left_out),
+    )  # fmt: skip
+    with pipeline.connected(folder):
+        weights = pipeline.tried(Job(plan, request.dest, settings))
+        request_options.check(plan.asked.options, weights)
+        plan = plan.model_copy(update={"precision": weights.precision})
+        plans.write(plan, found.photos, request.dest, storage)
+        return make(job_of(plan, request, settings), storage, request)
+
+
+def job_of(plan: Plan, request: Request, settings: AppSettings) -> Job:
+    """What the stages must know; the network runs in the precision of the plan. float16 is a GPU's own choice."""
+    fixed = {} if plan.precision == "float16" else {"precision": plan.precision}
+    return Job(plan, request.dest, settings.model_copy(update=fixed))
+
+
+def make(job: Job, storage: Storage, request: Request) -> int:
+    """Makes the parts that are missing, with a progress bar, and reports. Returns 0.
+
+    Raises CommandFailed for too many errors, or what a stage raises.
+    """
+    parts = [Part(number, photos) for number, photos in plans.missing(job.plan, job.dest, storage)]
+    errors = errors_before(job, storage, {part.number for part in parts})
+    check_errors(errors, request.max_errors)
+    left = sum(len(part.sources) for part in parts)
+    began = time.perf_counter()
+    with tqdm(total=job.plan.images, initial=job.plan.images - left, unit="photo", smoothing=0) as bar:
+        for done in pipeline.run(job, parts, request.workers) if parts else ():
+            errors += Counter(json.loads(done["errors"]))
+            bar.set_postfix_str(listed(errors), refresh=False)
+            bar.update(done["images"])
+            check_errors(errors, request.max_errors)
+    if lost := plans.missing(job.plan, job.dest, storage):
+        raise CommandFailed(
+            f"{len(lost)} parts were written and are not in {job.dest}: is it on another machine's disk?"
+        )
+    summary = summed_up(job.plan, errors, left, time.perf_counter() - began, request.instance)
+    if left:
+        storage.write(f"{job.dest}/{SUMMARY}", json.dumps(summary, indent=2).encode())
     print(f"{text(summary)}\nthe rows are in {job.dest}")
     return 0
+
+
+def check_errors(errors: Counter[str], most: int | None) -> None:
+    """Raises CommandFailed if more photos failed than are allowed."""
+    if most is not None and errors.total() > most:
+        raise CommandFailed(f"{errors.total()} photos failed, {listed(errors)}: more than --max-errors")
 
 
 def settings_of(request: Request) -> AppSettings:
@@ -79,45 +137,15 @@ def settings_of(request: Request) -> AppSettings:
         return AppSettings.model_validate(args | given)
 
 
-def new(request: Request, settings: AppSettings, found: Sources) -> Plan:
-    """A new plan. Raises WeightsError."""
-    pinned = loader.pin(settings.weights, settings)
-    return Plan(
-        asked=request.asked, weights=pinned.uri, sha256=pinned.sha256, task=pinned.task,
-        image_size=settings.image_size or pinned.image_size, images=len(found.photos), part=request.part,
-        left_out=dict(found.left_out),
-    )  # fmt: skip
-
-
-def begin(job: Job, found: Sources, storage: Storage) -> None:
-    """Tests the weights and the options, and writes the plan. Raises WeightsError, AppError, CommandFailed, OSError."""
-    for reason, count in found.left_out.items():
-        print(f"{count} left out, {reason}")
-    request_options.check(job.plan.asked.options, pipeline.tried(job))
-    plans.write(job.plan, found.photos, job.dest, storage)
-
-
-def make(job: Job, parts: list[Part], storage: Storage, request: Request) -> dict[str, Any]:
-    """Makes these parts, with a progress bar, and returns the summary. Raises CommandFailed for too many errors."""
-    errors = errors_before(job, storage, {part.number for part in parts})
-    left = sum(len(part.sources) for part in parts)
-    began = time.perf_counter()
-    with tqdm(total=job.plan.images, initial=job.plan.images - left, unit="photo", smoothing=0) as bar:
-        for done in pipeline.run(job, parts, request.workers) if parts else ():
-            errors += Counter(json.loads(done["errors"]))
-            bar.set_postfix_str(listed(errors), refresh=False)
-            bar.update(done["images"])
-            if request.max_errors is not None and errors.total() > request.max_errors:
-                raise CommandFailed(f"{errors.total()} photos failed, {listed(errors)}: more than --max-errors")
-    return summed_up(job.plan, errors, left, time.perf_counter() - began, request.instance)
-
-
 def errors_before(job: Job, storage: Storage, missing: Container[int]) -> Counter[str]:
     """The errors in the parts that are there. Raises CommandFailed if one is not what it should be."""
 
     def errors(number: int) -> Counter[str]:
         name = f"{job.dest}/{job.plan.name(number)}"
-        count, found = rows.counted(storage.read(name), job.plan.asked.format)
+        try:
+            count, found = rows.counted(storage.read(name), job.plan.asked.format)
+        except (ValueError, KeyError, TypeError) as error:  # Arrow's errors are ValueErrors
+            raise CommandFailed(f"{name} is damaged: delete it") from error
         if count != job.plan.photos(number):
             raise CommandFailed(f"{name} has {count} rows instead of {job.plan.photos(number)}: delete it")
         return found
@@ -156,4 +184,4 @@ def text(summary: dict[str, Any]) -> str:
 
 def listed(errors: Counter[str]) -> str:
     """Errors by their code, the most frequent first."""
-    return ", ".join(f"{code} {count}" for code, count in errors.most_common())
+    return ", ".join(f"{code} {count}" for code, count in sorted(errors.items(), key=lambda one: (-one[1], one[0])))

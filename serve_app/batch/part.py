@@ -33,7 +33,12 @@ def packed(part: Part) -> Table:
     values = pa.LargeBinaryArray.from_buffers(
         pa.large_binary(), len(arrays), [None, ends, pa.py_buffer(b"".join(arrays))]
     )
-    return pa.table({"part": [content], "arrays": pa.LargeListArray.from_arrays([0, len(arrays)], values)})
+    return pa.table(
+        {
+            "part": pa.array([content], pa.large_binary()),
+            "arrays": pa.LargeListArray.from_arrays([0, len(arrays)], values),
+        }
+    )
 
 
 def unpacked(table: Table) -> Part:

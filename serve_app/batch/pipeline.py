@@ -30,13 +30,13 @@ CPUS = 2  # of one worker without a GPU: as many threads; Ray books one for it a
 # Parts that one worker has at a time (it unpacks one while the other is in the engine), and parts on their way to all
 # of them. Their network inputs are the limit of Ray's memory.
 IN_WORK, QUEUED = 2, 3
+KNOWN = CommandFailed, WeightsError, AppError, OSError  # what the command line reports in one line
 cluster: Any = ray  # Any, because Ray has no types for what a cluster has
 
 
 @contextmanager
 def connected(folder: Path | None) -> Iterator[None]:
     """Starts a Ray below `folder`, or connects to that of RAY_ADDRESS if it is None. Raises CommandFailed."""
-    stop_on_signals()
     own: dict[str, Any] = {"address": "auto"}
     if folder:
         own = {"address": "local", "num_cpus": max(os.cpu_count() or 1, CPUS), "include_dashboard": False}
@@ -45,7 +45,7 @@ def connected(folder: Path | None) -> Iterator[None]:
         ray.init(namespace="serve", logging_level=logging.WARNING, **own)
     except Exception as error:  # Ray has no class for it
         raise CommandFailed(f"Ray did not start: {preflight.one_line(error)}") from error
-    stop_on_signals()  # again, because ray.init installs its own handlers
+    stop_on_signals()  # because ray.init installs its own handlers
     try:
         with translated():
             yield
@@ -64,7 +64,7 @@ def nodes() -> int:
 
 
 def tried(job: Job) -> Weights:
-    """The weights, after a worker has loaded them as the others will. Raises WeightsError for those it refuses.
+    """The weights, after a worker has loaded them as the others will. Raises CommandFailed for those it refuses.
 
     It also makes what they need for int8, once.
     """
@@ -76,18 +76,18 @@ def tried(job: Job) -> Weights:
 def run(job: Job, parts: Iterable[Part], workers: int | None) -> Iterator[dict[str, Any]]:
     """Runs the stages on these parts, and yields what `finish` says of each once it is written.
 
-    Raises what a stage raises.
+    Raises CommandFailed.
     """
     from ray import data  # takes 1 s, which a run that is complete does not need
 
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that it has no progress bar
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # `translated` says why a run stops, in one line
     on_gpu = gpus()
     if not on_gpu and job.settings.cpu_threads is None:
         job = replace(job, settings=job.settings.model_copy(update={"cpu_threads": CPUS}))
     at_most = workers or on_gpu or max(int(cluster.cluster_resources().get("CPU", 0)) // CPUS, 1)
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # else what a stage raises is text
     memory = (QUEUED + IN_WORK * at_most) * job.plan.part * 3 * job.plan.image_size**2
     context.execution_options.resource_limits = data.ExecutionResources.for_limits(object_store_memory=memory)
     pool = data.ActorPoolStrategy(
@@ -108,11 +108,13 @@ def run(job: Job, parts: Iterable[Part], workers: int | None) -> Iterator[dict[s
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raises what a stage raised as itself, and Ray's own errors as CommandFailed."""
+    """Raises CommandFailed with what a stage raised, in one line, or with what Ray says."""
     try:
         yield
     except RayError as error:
         cause: BaseException | None = error
-        while isinstance(cause, RayError) or (cause and not isinstance(cause, CommandFailed | WeightsError | AppError)):
+        while isinstance(cause, RayError) or (cause and not isinstance(cause, KNOWN)):
             cause = getattr(cause, "cause", None) or cause.__cause__
-        raise cause or CommandFailed(f"Ray: {preflight.one_line(error)[-500:]}") from error
+        # Ray Data adds to a message how a developer may have it tried again.
+        what = str(cause).partition("\nFailed to ")[0] if cause else f"Ray: {preflight.one_line(error)[-500:]}"
+        raise CommandFailed(what) from error

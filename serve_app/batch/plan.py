@@ -4,6 +4,7 @@
     DEST/_plan.json           everything else; written last, so that a plan that is there is complete
     DEST/part-000000.parquet  the rows of the first PART photos; and so on
     DEST/_summary.json        written when all parts are there
+    DEST/_drawn/              the drawn photos, if they are wanted
 
 A part is one file with a fixed name and a fixed list of photos. Whoever makes it, and however often, it holds one row
 for each of them. So a run that was stopped goes on with the parts that are not there, and nothing else has to be
@@ -24,8 +25,10 @@ from serve_app.batch.storage import Storage
 from serve_app.errors import CommandFailed
 from serve_app.settings import PredictOptions
 
-PLAN, SOURCES, SUMMARY = "_plan.json", "_sources.parquet", "_summary.json"
+PLAN, SOURCES, SUMMARY, DRAWN = "_plan.json", "_sources.parquet", "_summary.json", "_drawn"
 Format = Literal["parquet", "jsonl"]
+# The settings on which rows depend. The others change speed and memory only.
+SETTINGS = "image_size", "engine", "precision", "max_body_bytes", "max_image_pixels", "max_image_frames"
 
 
 class Asked(BaseModel):
@@ -38,6 +41,7 @@ class Asked(BaseModel):
     options: PredictOptions
     format: Format
     drawn: bool  # whether the photos are drawn, too
+    settings: dict[str, str | int | None] = {}  # SETTINGS, as the configuration has them
 
 
 class Plan(BaseModel):
@@ -49,6 +53,7 @@ class Plan(BaseModel):
     weights: str
     sha256: str
     task: str
+    precision: str  # that of the first node: all of them have it, whatever is the fastest on their own CPU
     image_size: int  # longer side of the network input in pixels
     images: int
     part: int
@@ -93,8 +98,10 @@ def write(plan: Plan, photos: Sequence[str], dest: str, storage: Storage) -> Non
 
 
 def missing(plan: Plan, dest: str, storage: Storage) -> list[tuple[int, list[str]]]:
-    """The parts that are not there yet: their numbers and photos."""
+    """The parts that are not there yet: their numbers and photos. Raises CommandFailed."""
     there = set(storage.names(dest, deep=False))
     photos = parquet.read_table(pa.BufferReader(storage.read(f"{dest}/{SOURCES}"))).column("source").to_pylist()
+    if len(photos) != plan.images:
+        raise CommandFailed(f"{dest}/{SOURCES} is not that of {PLAN}: choose another --out")
     parts = (photos[number * plan.part : (number + 1) * plan.part] for number in range(plan.parts))
     return [(number, part) for number, part in enumerate(parts) if plan.name(number) not in there]

@@ -9,13 +9,18 @@ import csv
 import glob
 import io
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+import pyarrow as pa
 from PIL import Image
+from pyarrow import parquet
 
+from serve_app.batch.plan import DRAWN
+from serve_app.batch.s3 import split
 from serve_app.batch.storage import Storage
 from serve_app.errors import AppError, CommandFailed
 from serve_app.vision.image import FORMATS
@@ -54,16 +59,21 @@ class Sources:
 def found(source: str, storage: Storage) -> Sources:
     """The photos that an absolute SOURCE means, in a stable order. Raises CommandFailed if there are none."""
     photos, remote = Sources(), source.startswith(SCHEME)
+    suffix = PurePosixPath(source).suffix.lower()
     try:
-        if PurePosixPath(source).suffix.lower() in LISTS:
+        if suffix in LISTS:
             photos.add(listed(source, storage))
-        elif (remote and PurePosixPath(source).suffix.lower() in SUFFIXES) or Path(source).is_file():
+        elif storage.exists(source) if remote else Path(source).is_file():
             photos.add([source])
+        elif remote and glob.has_magic(source):
+            raise CommandFailed(f"{source}: there is no such object, and no glob in S3: name a prefix")
         elif remote or Path(source).is_dir():
-            photos.add((f"{source}/{name}" for name in sorted(storage.names(source))), only_images=True)
+            names = (name for name in sorted(storage.names(source)) if not f"/{name}".count(f"/{DRAWN}/"))
+            photos.add((f"{source}/{name}" for name in names), only_images=True)
         elif glob.has_magic(source):
             matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207 - a pattern may begin with /
-            photos.add(path for path in matches if not Path(path).is_dir())
+            files = {os.path.realpath(path): path for path in reversed(matches) if not Path(path).is_dir()}
+            photos.add(sorted(files.values()))
         else:
             raise CommandFailed(f"{source}: there is no such file or folder")
     except AppError as error:
@@ -80,27 +90,29 @@ def listed(address: str, storage: Storage) -> list[str]:
     A relative path starts at the list's own folder. Raises AppError or CommandFailed.
     """
     content, kind = storage.read(address), PurePosixPath(address).suffix.lower()
-    if kind == ".parquet":
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        try:
-            table = parquet.read_table(pa.BufferReader(content))
-            rows = table.column(the_column(table.column_names, address)).to_pylist()
-        except pa.ArrowException as error:
-            raise CommandFailed(f"{address} is not a Parquet file: {error}") from error
-    else:
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise CommandFailed(f"{address} is not UTF-8: {error}") from error
-        rows = text.splitlines()
-        if kind == ".csv":
-            lines = csv.DictReader(io.StringIO(text))
-            column = the_column(lines.fieldnames or (), address)
-            rows = [line[column] for line in lines]
+    try:
+        rows = from_parquet(content, address) if kind == ".parquet" else from_text(content, address, kind == ".csv")
+    except (UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        raise CommandFailed(f"{address} cannot be read as {kind}: {error}") from error
     base = address.rpartition("/")[0]
-    return [inside(row.strip(), base) for row in rows if row and row.strip()]
+    return [inside(row, base) for row in rows if row]
+
+
+def from_parquet(content: bytes, address: str) -> list[str]:
+    """The addresses in a Parquet file. Raises CommandFailed or ArrowException."""
+    table = parquet.read_table(pa.BufferReader(content))
+    found: list[str] = table.column(the_column(table.column_names, address)).cast(pa.string()).to_pylist()
+    return found
+
+
+def from_text(content: bytes, address: str, is_csv: bool) -> list[str]:
+    """The addresses in lines, or in a CSV file. Raises CommandFailed, UnicodeDecodeError or csv.Error."""
+    text = content.decode("utf-8-sig")
+    if not is_csv:
+        return [line.strip() for line in text.split("\n")]
+    lines = csv.DictReader(io.StringIO(text, newline=""))
+    column = the_column(lines.fieldnames or (), address)
+    return [(line[column] or "").strip() for line in lines]
 
 
 def the_column(names: Iterable[str], address: str) -> str:
@@ -108,7 +120,8 @@ def the_column(names: Iterable[str], address: str) -> str:
     columns = list(names)
     if COLUMN in columns:
         return COLUMN
-    if len(columns) == 1:
+    # A first line that is an address itself, or has another separator than a comma, is no name of a column.
+    if len(columns) == 1 and not set(columns[0]) & set("./;|\t"):
         return columns[0]
     raise CommandFailed(f"{address} has the columns {', '.join(columns)}: name the one with the addresses `{COLUMN}`")
 
@@ -118,6 +131,10 @@ def inside(address: str, base: str) -> str:
     scheme, separator, _ = address.partition("://")
     if separator and scheme != "s3":
         raise CommandFailed(f"{address}: a list may have paths and s3:// addresses, not {scheme}://")
-    if separator or address.startswith("/"):
+    if separator:
+        split(address)
         return address
-    return f"{base}/{address}" if base.startswith(SCHEME) else os.path.normpath(f"{base}/{address}")
+    if base.startswith(SCHEME) and not address.startswith("/"):
+        bucket, key = split(base)
+        return f"{SCHEME}{bucket}/{posixpath.normpath(f'{key}/{address}').lstrip('/')}"
+    return os.path.normpath(f"{base}/{address}" if not address.startswith("/") else address)

@@ -24,7 +24,7 @@ import ray
 from serve_app.batch import rows
 from serve_app.batch.attempts import Attempts
 from serve_app.batch.part import Table, packed, unpacked
-from serve_app.batch.plan import Plan
+from serve_app.batch.plan import DRAWN, Plan
 from serve_app.batch.storage import Storage
 from serve_app.errors import AppError, CorruptImage
 from serve_app.graph import weights_holder
@@ -39,6 +39,7 @@ logger = logging.getLogger("ray.serve")
 READERS = 16  # photos that a decode task reads ahead, because a store takes 30 ms for each
 BATCH = 16  # images of one forward pass on a GPU; on a CPU each image is one
 LANES = 3  # batches of a worker at a time: one is filtered while two are in the engine
+DEADLY = CorruptImage("the process that had the image in hand died, each time that it was tried")
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -72,13 +73,14 @@ def decode(table: Table, job: Job) -> Table:
         if isinstance(data, AppError):
             return data
         if place in deadly:
-            return CorruptImage("the process that decoded the image died, each time that it was tried")
+            return DEADLY
         attempt.begins(place)
         return guarded(part.sources[place], lambda: preprocessor.prepare(data, job.options, math.inf))
 
-    with Attempts(job.dest, part.number).noted() as (deadly, attempt):
+    with Attempts(job.dest, "decode", part.number).noted() as (deadly, attempt):
         photos = [prepared(*one) for one in enumerate(ahead(read, part.sources, READERS))]
-    return packed(replace(part, photos=photos))
+        attempt.ends()
+        return packed(replace(part, photos=photos))
 
 
 class Network:
@@ -118,16 +120,25 @@ def finish(table: Table, job: Job) -> dict[str, Any]:
     postprocess, storage, part = Postprocessor(job.settings), Storage(job.settings.s3_endpoint_url), unpacked(table)
     assert part.weights
     written = []
-    for n, (source, one) in enumerate(zip(part.sources, part.photos, strict=True)):
-        done = one if isinstance(one, AppError) else guarded(source, partial(postprocess, one))
-        written.append(rows.of(source, done, part.weights, job.options))
-        if not isinstance(done, AppError) and done.drawn:
-            name = f"{part.number * job.plan.part + n:09d}-{source.rpartition('/')[2]}.jpg"
-            storage.write(f"{job.dest}/drawn/{name}", done.drawn)
+    with Attempts(job.dest, "finish", part.number).noted() as (deadly, attempt):
+        for place, (source, one) in enumerate(zip(part.sources, part.photos, strict=True)):
+            attempt.begins(place)
+            found = DEADLY if place in deadly else one
+            done = found if isinstance(found, AppError) else guarded(source, partial(postprocess, found))
+            written.append(rows.of(source, done, part.weights, job.options))
+            if not isinstance(done, AppError) and done.drawn:
+                number = part.number * job.plan.part + place
+                storage.write(f"{job.dest}/{DRAWN}/{number:09d}-{short(source)}.jpg", done.drawn)
+        attempt.ends()
     content = rows.encoded(written, job.plan.asked.format, job.plan.task)
     storage.write(f"{job.dest}/{job.plan.name(part.number)}", content)  # last: then the part counts as done
     errors = Counter(row["error"]["code"] for row in written if "error" in row)
     return {"images": [len(written)], "errors": [json.dumps(errors)]}
+
+
+def short(source: str) -> str:
+    """The name of a photo, cut so that a file's name of 255 bytes has room for it."""
+    return source.rpartition("/")[2].encode()[:180].decode(errors="ignore")
 
 
 def guarded(source: str, stage: Callable[[], Made]) -> Made | AppError:

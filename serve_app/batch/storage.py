@@ -6,37 +6,30 @@ A write is atomic: a file is there as a whole or not at all, and writing it agai
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
-import time
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-from serve_app.errors import CommandFailed, PayloadTooLarge, SourceUnavailable
+from serve_app.batch.s3 import S3, check_size, split
+from serve_app.errors import CommandFailed, SourceUnavailable
 from serve_app.weights.address import SCHEME
 
+logger = logging.getLogger("ray.serve")
 # What is wrong with one file. Any other error is the disk's, and stops the run.
 OF_ONE_FILE = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO,
     errno.EINVAL,
 }  # fmt: skip
-GONE = {403, 404}  # statuses of S3 for one object; a bucket may hide with 403 that an object does not exist
-PATIENCE_S = 180.0  # a store that fails for so long stops the run
-PAUSE_S = 2.0
-
-
-class StoreFailed(CommandFailed):
-    """The store did not answer for PATIENCE_S, or denies access to all of it."""
 
 
 class Storage:
     """Reads, writes and lists files. Cheap to make; processes share nothing."""
 
     def __init__(self, endpoint_url: str | None = None) -> None:
-        self._endpoint_url = endpoint_url
+        self._s3 = S3(endpoint_url)
 
     def read(self, address: str, most: int | None = None) -> bytes:
         """The content of a file with at most `most` bytes.
@@ -44,7 +37,7 @@ class Storage:
         Raises SourceUnavailable or PayloadTooLarge, which concern this file only, and StoreFailed or OSError.
         """
         if address.startswith(SCHEME):
-            return self._get(address, most)
+            return self._s3.read(address, most)
         try:
             found = Path(address).stat()
             if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its other end
@@ -61,8 +54,7 @@ class Storage:
     def write(self, address: str, content: bytes) -> None:
         """Writes a file, and the folders above it. Raises StoreFailed or OSError."""
         if address.startswith(SCHEME):
-            bucket, key = split(address)
-            self._call(address, "put_object", Bucket=bucket, Key=key, Body=content)
+            self._s3.write(address, content)
             return
         path = Path(address)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,96 +78,35 @@ class Storage:
 
         Raises StoreFailed or OSError.
         """
-        if not base.startswith(SCHEME):
-            for folder, folders, files in os.walk(base):
-                folders[:] = folders if deep else []
-                inside = os.path.relpath(folder, base)
-                yield from (name if inside == "." else f"{inside}/{name}" for name in files)
-            return
-        bucket, prefix = split(base.rstrip("/") + "/")
-        only: dict[str, Any] = {} if deep else {"Delimiter": "/"}
-        while True:
-            page = self._call(base, "list_objects_v2", Bucket=bucket, Prefix=prefix, **only)
-            keys = (one["Key"][len(prefix) :] for one in page.get("Contents", []))
-            yield from (key for key in keys if key and not key.endswith("/"))  # consoles make objects for folders
-            if not (token := page.get("NextContinuationToken")):
-                return
-            only["ContinuationToken"] = token
-
-    def _get(self, address: str, most: int | None) -> bytes:
-        from botocore.exceptions import BotoCoreError
-
-        bucket, key = split(address)
-        for again in patiently():
-            answer = self._call(address, "get_object", Bucket=bucket, Key=key)
-            check_size(answer["ContentLength"], most)
-            try:
-                content: bytes = answer["Body"].read()
-            except BotoCoreError as error:  # while the body streams
-                if not again:
-                    raise StoreFailed(f"{address}: {error}") from error
-            else:
-                return content
-        raise AssertionError
-
-    def _call(self, address: str, method: str, **arguments: object) -> Any:  # noqa: ANN401 - boto3 has no types
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        for again in patiently():
-            try:
-                return getattr(client(self._endpoint_url), method)(**arguments)
-            except ClientError as error:
-                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                code = error.response["Error"]["Code"]
-                if status < 500 and code != "SlowDown":
-                    if method == "get_object" and status in GONE and code != "NoSuchBucket":
-                        raise SourceUnavailable(f"the store has no such object, or denies access: {code}") from error
-                    raise StoreFailed(f"{address}: the store answered {status} {code}") from error
-                last: Exception = error
-            except BotoCoreError as error:
-                last = error
-            if not again:
-                raise StoreFailed(f"{address}: {last}") from last
-        raise AssertionError
+        if base.startswith(SCHEME):
+            yield from self._s3.names(base, deep)
+        elif Path(base).exists():
+            yield from files_below(base, deep)
 
 
-@cache
-def client(endpoint_url: str | None) -> Any:  # noqa: ANN401 - boto3 has no types
-    """One client for a process; threads may share it. It tries once: `patiently` is what tries again."""
-    import boto3
-    from botocore.config import Config
+def files_below(base: str, deep: bool) -> Iterator[str]:
+    """Paths, relative to a folder, of its files. Follows links to folders, into each folder once. Raises OSError."""
 
-    config = Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=30, max_pool_connections=32)
-    return boto3.client("s3", endpoint_url=endpoint_url, config=config)
+    def fail(error: OSError) -> None:
+        if error.errno not in OF_ONE_FILE:
+            raise error
+        logger.warning("left out, because it cannot be read: %s: %s", error.filename, error.strerror)
 
-
-def patiently() -> Iterator[bool]:
-    """One step for each try, until PATIENCE_S have passed, with pauses. Each says whether another may follow."""
-    until = time.monotonic() + PATIENCE_S
-    while time.monotonic() < until:
-        yield True
-        time.sleep(PAUSE_S)
-    yield False
+    known = {os.path.realpath(base)}
+    for folder, folders, files in os.walk(base, followlinks=True, onerror=fail):
+        below, folders[:] = sorted(folders, key=lambda name: (Path(folder, name).is_symlink(), name)), []
+        for name in below if deep else ():  # a link comes after the folder that it may lead to
+            if (real := os.path.realpath(f"{folder}/{name}")) not in known:
+                known.add(real)
+                folders.append(name)
+        inside = os.path.relpath(folder, base)
+        yield from (name if inside == "." else f"{inside}/{name}" for name in files)
 
 
 def absolute(address: str) -> str:
     """An address that means the same in every folder, without a slash at its end. Raises CommandFailed."""
     if address.startswith(SCHEME):
-        return address.rstrip("/")
-    if "://" in address:
-        raise CommandFailed(f"{address}: only paths and s3:// are known")
+        return f"{SCHEME}{'/'.join(split(address))}".rstrip("/")
+    if "://" in address or not address:
+        raise CommandFailed(f"{address!r}: only paths and s3://bucket/prefix are known")
     return os.path.normpath(Path.cwd() / address)
-
-
-def split(address: str) -> tuple[str, str]:
-    """Bucket and key of `s3://bucket/key`. Raises CommandFailed."""
-    bucket, _, key = address.removeprefix(SCHEME).partition("/")
-    if not bucket:
-        raise CommandFailed(f"{address} names no bucket: write s3://bucket/prefix")
-    return bucket, key
-
-
-def check_size(size: int, most: int | None) -> None:
-    """Raises PayloadTooLarge."""
-    if most is not None and size > most:
-        raise PayloadTooLarge(f"the file has {size} bytes, the limit is {most}")

@@ -117,12 +117,14 @@ def test_the_same_command_has_nothing_left_to_do(
         (["--conf", "0.5"], "has another run, which differs in options"),
         (["--weights", "models/default.pt", *flags(OPTIONS)], "has another run, which differs in weights"),
         (["--format", "jsonl", *flags(OPTIONS)], "has another run, which differs in format"),
+        (flags(OPTIONS), "has another run, which differs in settings"),
     ],
 )
 def test_another_run_may_not_use_the_same_folder(
     run: tuple[Path, subprocess.CompletedProcess[str]], photos: Path, args: list[str], says: str
 ) -> None:
-    refused = batch(photos, "--out", run[0], *args)
+    changed = {"SERVE_CONFIG_DIFFERENCE": "applications: [{name: recognition, args: {max_image_pixels: 1000}}]"}
+    refused = batch(photos, "--out", run[0], *args, env=changed if says.endswith("settings") else {})
     assert refused.returncode == 1
     assert says in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -161,6 +163,34 @@ def test_too_many_errors_stop_a_run_and_more_allowed_ones_let_it_go_on(tmp_path:
         json.loads(x) for p in sorted((tmp_path / "out").glob("part*")) for x in p.read_text().splitlines()
     ]
     assert ["error" in row for row in rows] == [bool(n % 2) for n in range(12)]
+
+
+def test_what_stops_a_stage_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(sample_photos.bus())
+    (tmp_path / "list.txt").write_text("a.jpg\ns3://photos/b.jpg\n")
+    nobody = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "eu-central-1", "HOME": str(tmp_path)}
+    nobody |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "")
+    stopped = batch(tmp_path / "list.txt", "--out", tmp_path / "out", env=nobody)
+    assert stopped.returncode == 1
+    assert stopped.stderr.splitlines()[-1] == "error: s3://photos/b.jpg: Unable to locate credentials"
+
+
+def test_on_a_cluster_nothing_is_on_one_machines_disk(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(sample_photos.bus())
+    refused = batch(tmp_path, "--out", tmp_path / "out", env={"RAY_ADDRESS": "127.0.0.1:1"})
+    assert refused.returncode == 1
+    assert "is on one machine's disk, and this is a cluster: use s3:// for all" in refused.stderr
+
+
+def test_a_part_that_is_damaged_is_named(run: tuple[Path, subprocess.CompletedProcess[str]], photos: Path) -> None:
+    part = next(run[0].glob("part-000001.*"))
+    good = part.read_bytes()
+    for content in (b"", good[:500]):
+        part.write_bytes(content)
+        refused = batch(photos, "--out", run[0], *flags(OPTIONS))
+        assert refused.returncode == 1
+        assert f"error: {part} is damaged: delete it" in refused.stderr
+    part.write_bytes(good)
 
 
 def test_a_run_that_is_killed_in_three_ways_ends_with_one_row_for_each_photo(capfd: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,16 @@ def test_the_order_does_not_depend_on_the_disk(folder: Path, monkeypatch: pytest
     assert found(folder).photos == once
 
 
+def test_links_to_folders_are_followed_into_each_once(folder: Path) -> None:
+    (folder / "below" / "up").symlink_to(folder)
+    elsewhere = folder.parent / f"{folder.name}-elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "x.jpg").write_bytes(b"")
+    (folder / "link").symlink_to(elsewhere)
+    assert f"{folder}/link/x.jpg" in found(folder).photos
+    assert len(found(folder).photos) == 6
+
+
 def test_a_relative_folder_has_absolute_addresses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     assert found(folder.name).photos == found(folder).photos
@@ -70,6 +80,26 @@ def test_a_parquet_list_may_name_s3(folder: Path) -> None:
     assert found(folder / "list.parquet").photos == ["s3://b/k.jpg", "/data/x.jpg"]
 
 
+def test_a_parquet_list_of_another_type_is_an_error(folder: Path) -> None:
+    parquet.write_table(pa.table({"source": [[1, 2]]}), folder / "list.parquet")
+    with pytest.raises(CommandFailed, match=r"cannot be read as \.parquet"):
+        found(folder / "list.parquet")
+
+
+def test_a_folder_that_is_linked_beside_itself_counts_once(folder: Path) -> None:
+    (folder / "a-link").symlink_to("below")
+    (folder / "z-link").symlink_to("below")
+    assert [p for p in found(folder).photos if p.endswith(".webp")] == [f"{folder}/below/c.webp"]
+    (folder / "up").symlink_to(".")
+    assert list(found(folder / "**" / "*.webp").photos) == [f"{folder}/a-link/c.webp"]
+
+
+def test_photos_that_a_run_has_drawn_are_no_source(folder: Path) -> None:
+    (folder / "out" / "_drawn").mkdir(parents=True)
+    (folder / "out" / "_drawn" / "000000000-b.jpg.jpg").write_bytes(b"")
+    assert len(found(folder).photos) == 5
+
+
 def test_a_photo_that_is_named_twice_is_one(folder: Path) -> None:
     (folder / "list.txt").write_text("b.jpg\n./b.jpg\nbelow/../b.jpg\n")
     photos = found(folder / "list.txt")
@@ -85,16 +115,20 @@ def test_a_name_that_is_not_utf8_is_left_out_and_counted(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("gs://bucket/photos", None, "only paths and s3:// are known"),
-        ("https://example.com/a.jpg", None, "only paths and s3:// are known"),
+        ("gs://bucket/photos", None, "only paths and s3://"),
+        ("https://example.com/a.jpg", None, "only paths and s3://"),
         ("nowhere", None, "there is no such file or folder"),
         ("x*.jpg", None, "no photos there"),
         ("empty.txt", b"\n", "no photos there"),
         ("two.csv", b"path,camera\na.PNG,1\n", "name the one with the addresses `source`"),
-        ("binary.txt", b"\xff\xfe\x00", "is not UTF-8"),
-        ("bad.parquet", b"PAR1", "is not a Parquet file"),
+        ("binary.txt", b"\xff\xfe\x00", "cannot be read as .txt"),
+        ("bad.parquet", b"PAR1", "cannot be read as .parquet"),
         ("web.txt", b"https://example.com/a.jpg", "not https://"),
         ("short.csv", b"", "has the columns"),
+        ("headless.csv", b"a.PNG\nb.jpg\n", "has the columns a.PNG"),
+        ("semicolons.csv", b"id;source\n1;a.PNG\n", "has the columns id;source"),
+        ("long.csv", b"source\n" + b"x" * 200_000, "cannot be read as .csv"),
+        ("bucketless.txt", b"s3:///key.jpg", "names no bucket"),
     ],
 )
 def test_a_source_that_means_nothing_is_an_error(folder: Path, name: str, content: bytes | None, says: str) -> None:
@@ -123,6 +157,27 @@ def test_a_prefix_means_the_images_below_it_and_not_beside_it(bucket: s3_server.
 def test_one_object_is_a_source(bucket: s3_server.Bucket) -> None:
     address = f"s3://{s3_server.BUCKET}/in/b.jpg"
     assert sources.found(address, Storage(bucket.endpoint)).photos == [address]
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [("in/*.jpg", "no glob in S3"), ("in/none.jpg", "no photos there"), ("nothing", "no photos there")],
+)
+def test_what_is_not_in_the_bucket_is_an_error(bucket: s3_server.Bucket, source: str, says: str) -> None:
+    with pytest.raises(CommandFailed, match=says):
+        sources.found(absolute(f"s3://{s3_server.BUCKET}/{source}"), Storage(bucket.endpoint))
+
+
+@pytest.mark.parametrize("address", ["s3://", "s3:///", "s3:///key", ""])
+def test_an_address_of_nothing_is_an_error(address: str) -> None:
+    with pytest.raises(CommandFailed):
+        absolute(address)
+
+
+def test_relative_addresses_of_a_list_in_s3(bucket: s3_server.Bucket) -> None:
+    bucket.client.put_object(Bucket=s3_server.BUCKET, Key="lists/all.txt", Body=b"./a.jpg\r\n../in/b.jpg\n")
+    photos = sources.found(f"s3://{s3_server.BUCKET}/lists/all.txt", Storage(bucket.endpoint)).photos
+    assert photos == [f"s3://{s3_server.BUCKET}/lists/a.jpg", f"s3://{s3_server.BUCKET}/in/b.jpg"]
 
 
 def test_a_bucket_that_does_not_exist_is_an_error(bucket: s3_server.Bucket) -> None:

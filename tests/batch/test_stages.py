@@ -36,7 +36,7 @@ def job(folder: Path, task: str, **asked: Any) -> Job:
     pinned, options = pin_file(str(path)), PredictOptions(conf=0.0 if task == "classify" else 0.3, max_det=20)
     kinds = {"format": "parquet", "drawn": False, "options": options} | asked
     plan = Plan(
-        asked=Asked(source="", weights="", **kinds), weights=pinned.uri, sha256=pinned.sha256, task=task,
+        asked=Asked(source="", weights="", **kinds), weights=pinned.uri, sha256=pinned.sha256, task=task, precision="float32",
         image_size=SIZE, images=5, part=5, left_out={},
     )  # fmt: skip
     return Job(plan, str(folder / "out"), AppSettings(precision="float32"))
@@ -89,9 +89,11 @@ def test_both_formats_have_the_same_rows(
 
 
 def test_drawn_photos_lie_beside_the_rows(tmp_path: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    photos[4] = f"{tmp_path}/{'ü' * 120}.jpg"  # 244 bytes
+    Path(photos[4]).write_bytes(sample_photos.bus())
     made(job(tmp_path, "detect", drawn=True), photos, monkeypatch)
-    drawn = sorted((tmp_path / "out" / "drawn").iterdir())
-    assert [one.name for one in drawn] == ["000000000-0.jpg.jpg", "000000003-1.jpg.jpg", "000000004-0.jpg.jpg"]
+    drawn = sorted((tmp_path / "out" / "_drawn").iterdir())
+    assert [one.name for one in drawn] == ["000000000-0.jpg.jpg", "000000003-1.jpg.jpg", f"000000004-{'ü' * 90}.jpg"]
     assert all(one.read_bytes().startswith(b"\xff\xd8") for one in drawn)
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from loadtests import s3_server
-from serve_app.batch import storage
-from serve_app.batch.storage import Storage, StoreFailed
+from serve_app.batch import s3, storage
+from serve_app.batch.s3 import StoreFailed
+from serve_app.batch.storage import Storage
 from serve_app.errors import CommandFailed, PayloadTooLarge, SourceUnavailable
 from tests.conftest import http_server
 
@@ -111,7 +112,7 @@ def error(status: int, code: str) -> Callable[[Failing], None]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in s3_server.ENV.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(storage, "PAUSE_S", 0.01)
+    monkeypatch.setattr(s3, "PAUSE_S", 0.01)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -120,6 +121,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         pytest.param(error(503, "SlowDown"), id="throttles"),
         pytest.param(error(500, "InternalError"), id="has an internal error"),
+        pytest.param(error(400, "RequestTimeout"), id="has waited too long"),
+        pytest.param(error(403, "RequestTimeTooSkewed"), id="has another time"),
         pytest.param(lambda one: one.answer(200, b"the", promised=9), id="breaks off"),
         pytest.param(lambda one: setattr(one, "close_connection", True), id="says nothing"),
     ],
@@ -132,8 +135,40 @@ def test_a_store_that_fails_for_a_while_is_asked_again(failure: Callable[[Failin
 
 
 @pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("address", "status", "code"),
+    [
+        ("s3://photos/a.jpg", 403, "AccessDenied"),
+        ("s3://photos/a.jpg", 400, "KeyTooLongError"),
+        ("s3://photos/a.jpg", 403, "InvalidObjectState"),
+        ("s3://photos/", 200, ""),
+        ("s3://My Photos/a.jpg", 200, ""),
+    ],
+)
+def test_an_object_that_cannot_be_had_concerns_only_itself(address: str, status: int, code: str) -> None:
+    Failing.failures = [error(status, code)]
+    with http_server(Failing) as endpoint, pytest.raises(SourceUnavailable):
+        Storage(endpoint).read(address)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("status", "code"), [(403, "InvalidAccessKeyId"), (403, "SignatureDoesNotMatch"), (404, "NoSuchBucket")]
+)
+def test_a_store_that_knows_nobody_stops_the_run_at_once(status: int, code: str) -> None:
+    Failing.failures = [error(status, code)]
+    with http_server(Failing) as endpoint, pytest.raises(StoreFailed, match=code):
+        Storage(endpoint).read("s3://photos/a.jpg")
+
+
+def test_an_endpoint_that_is_no_url_is_an_error() -> None:
+    with pytest.raises(CommandFailed, match="s3_endpoint_url"):
+        Storage("localhost:9000").read("s3://photos/a.jpg")
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_store_that_goes_on_failing_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(s3, "PATIENCE_S", 0.2)
     Failing.failures = [error(503, "SlowDown")] * 10_000
     with http_server(Failing) as endpoint, pytest.raises(StoreFailed, match="SlowDown"):
         Storage(endpoint).read("s3://photos/a.jpg")
