@@ -62,8 +62,9 @@ def go_on(plan: Plan, request: Request, settings: AppSettings, storage: Storage,
     """Makes what a known plan lacks."""
     if loader.pin(plan.weights, settings).sha256 != plan.sha256:
         raise CommandFailed(f"{plan.weights} has changed since {request.dest} was begun: choose another --out")
-    with pipeline.connected(folder) if plans.missing(plan, request.dest, storage) else nullcontext():
-        return make(job_of(plan, request, settings), storage, request)
+    missing = plans.missing(plan, request.dest, storage)
+    with pipeline.connected(folder) if missing else nullcontext():
+        return make(job_of(plan, request, settings), missing, storage, request)
 
 
 def begin(request: Request, settings: AppSettings, storage: Storage, folder: Path | None) -> int:
@@ -85,7 +86,8 @@ def begin(request: Request, settings: AppSettings, storage: Storage, folder: Pat
         request_options.check(plan.asked.options, weights)
         plan = plan.model_copy(update={"precision": weights.precision})
         plans.write(plan, found.photos, request.dest, storage)
-        return make(job_of(plan, request, settings), storage, request)
+        missing = plans.missing(plan, request.dest, storage)
+        return make(job_of(plan, request, settings), missing, storage, request)
 
 
 def job_of(plan: Plan, request: Request, settings: AppSettings) -> Job:
@@ -94,12 +96,12 @@ def job_of(plan: Plan, request: Request, settings: AppSettings) -> Job:
     return Job(plan, request.dest, settings.model_copy(update=fixed))
 
 
-def make(job: Job, storage: Storage, request: Request) -> int:
+def make(job: Job, missing: list[tuple[int, list[str]]], storage: Storage, request: Request) -> int:
     """Makes the parts that are missing, with a progress bar, and reports. Returns 0.
 
     Raises CommandFailed for too many errors, or what a stage raises.
     """
-    parts = [Part(number, photos) for number, photos in plans.missing(job.plan, job.dest, storage)]
+    parts = [Part(number, photos) for number, photos in missing]
     errors = errors_before(job, storage, {part.number for part in parts})
     check_errors(errors, request.max_errors)
     left = sum(len(part.sources) for part in parts)

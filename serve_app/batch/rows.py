@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -64,12 +65,16 @@ def of(source: str, done: Finished | AppError, weights: Weights, options: Predic
     return {"source": source, **row, "model": card}
 
 
+def failed(rows: Iterable[Row]) -> Counter[str]:
+    """How many rows have which error, by its code."""
+    return Counter(row["error"]["code"] for row in rows if "error" in row)
+
+
 def encoded(rows: list[Row], format: Format, task: str) -> bytes:  # noqa: A002 - the field's word
     """The content of a part."""
     if format == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    failed = json.dumps(Counter(row["error"]["code"] for row in rows if "error" in row))
-    table = pa.Table.from_pylist(rows, schema(task).with_metadata({ERRORS: failed}))
+    table = pa.Table.from_pylist(rows, schema(task).with_metadata({ERRORS: json.dumps(failed(rows))}))
     buffer = io.BytesIO()
     parquet.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
@@ -79,6 +84,6 @@ def counted(content: bytes, format: Format) -> tuple[int, Counter[str]]:  # noqa
     """The number of rows in a part, and of those with an error by its code."""
     if format == "jsonl":
         rows = [json.loads(line) for line in content.splitlines()]
-        return len(rows), Counter(row["error"]["code"] for row in rows if "error" in row)
+        return len(rows), failed(rows)
     footer = parquet.read_metadata(pa.BufferReader(content))
     return footer.num_rows, Counter(json.loads(footer.metadata[ERRORS]))

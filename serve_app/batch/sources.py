@@ -39,7 +39,7 @@ class Sources:
     photos: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
-    def add(self, addresses: Iterable[str], *, only_images: bool = False) -> Sources:
+    def add(self, addresses: Iterable[str], *, only_images: bool = False) -> None:
         """Adds addresses in their order; with `only_images` those that have the name of an image."""
         known = set(self.photos)
         for address in addresses:
@@ -53,7 +53,6 @@ class Sources:
             else:
                 known.add(address)
                 self.photos.append(address)
-        return self
 
 
 def found(source: str, storage: Storage) -> Sources:
@@ -68,7 +67,7 @@ def found(source: str, storage: Storage) -> Sources:
         elif remote and glob.has_magic(source):
             raise CommandFailed(f"{source}: there is no such object, and no glob in S3: name a prefix")
         elif remote or Path(source).is_dir():
-            names = (name for name in sorted(storage.names(source)) if not f"/{name}".count(f"/{DRAWN}/"))
+            names = (name for name in sorted(storage.names(source)) if f"/{DRAWN}/" not in f"/{name}")
             photos.add((f"{source}/{name}" for name in names), only_images=True)
         elif glob.has_magic(source):
             matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207 - a pattern may begin with /

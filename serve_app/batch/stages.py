@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -132,8 +132,7 @@ def finish(table: Table, job: Job) -> dict[str, Any]:
         attempt.ends()
     content = rows.encoded(written, job.plan.asked.format, job.plan.task)
     storage.write(f"{job.dest}/{job.plan.name(part.number)}", content)  # last: then the part counts as done
-    errors = Counter(row["error"]["code"] for row in written if "error" in row)
-    return {"images": [len(written)], "errors": [json.dumps(errors)]}
+    return {"images": [len(written)], "errors": [json.dumps(rows.failed(written))]}
 
 
 def short(source: str) -> str:
@@ -153,7 +152,7 @@ def guarded(source: str, stage: Callable[[], Made]) -> Made | AppError:
 
 
 def ahead(function: Callable[[Item], Made], items: Iterable[Item], most: int) -> Iterator[Made]:
-    """`map` in threads, with at most `most` results that nobody has taken yet."""
+    """`map` in threads. Works at most `most` items ahead of the caller."""
     with ThreadPoolExecutor(most) as pool:
         waiting: deque[Future[Made]] = deque()
         for item in items:
