@@ -17,7 +17,10 @@ from serve_app.ops import ray_environment, service_folder
 from serve_app.settings import ROOT
 from serve_app.weights import cli
 
-OPTIONS = ("conf", "iou", "classes", "agnostic_nms", "max_det", "masks", "retina_masks", "topk")  # of a request
+OPTIONS = (  # of a request
+    "conf", "iou", "classes", "agnostic_nms", "max_det", "tile", "overlap", "tile_merge", "masks", "retina_masks",
+    "topk",
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:

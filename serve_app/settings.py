@@ -38,6 +38,11 @@ Conf = Annotated[
     Annotated[Fraction, Tag("number")] | Annotated[ConfOfClasses, Tag("mapping")],
     Discriminator(lambda value: "mapping" if isinstance(value, dict) else "number"),
 ]
+Tile = Annotated[
+    Annotated[int, Field(ge=32, le=20_000), Tag("side")] | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(lambda value: "auto" if isinstance(value, str) and not value.isdigit() else "side"),
+]
+TileMerge = Literal["uncut", "nms_iou", "nms_ios", "nmm_iou", "nmm_ios", "greedy_nmm_iou", "greedy_nmm_ios"]
 PILLOW_LIMIT = 89_478_485  # pixels; Pillow itself refuses larger images as decompression bombs
 PROXY_WINDOW_BYTES = 32_000_000  # most that is read of a body, see http/proxy_middleware.py
 MAX_PREDICTIONS = 160  # at a time in one ingress replica: about 4 s of work on two cores, see http/proxy_middleware.py
@@ -90,6 +95,7 @@ class AppSettings(BaseModel):
         52_000_000,
         description="largest image, in pixels, checked before decoding, which takes up to 14 bytes of memory a pixel",
     )
+    max_tiles: PositiveInt = Field(256, description="most tiles that the images of one request are cut into")
     max_image_frames: PositiveInt = Field(1000, description="most frames of an animated image; only the first is used")
     decode_threads: PositiveInt = Field(2, description="images one Preprocessor replica decodes at a time")
     decode_timeout_s: Seconds = Field(10.0, description="longest time to decode one image, in seconds")
@@ -137,9 +143,26 @@ class PredictOptions(BaseModel):
         None, description="names or ids of classes to report, separated by commas; all when not set"
     )
     max_det: Annotated[int, Field(ge=1, le=MAX_DETECTIONS)] = Field(
-        MAX_DETECTIONS, description="most boxes in one image"
+        MAX_DETECTIONS,
+        description="most boxes in one image; when not set, 300 and with `tile` 300 in each tile",
     )
     agnostic_nms: bool = Field(False, description="boxes of other classes that overlap as much are merged too")
+    tile: Tile | None = Field(
+        None,
+        description="finds small objects: side in pixels of the square tiles that are recognised besides the whole "
+        "image; `auto` is the side of the network input, or more if `max_tiles` demands it",
+    )
+    overlap: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)] = Field(
+        0.2, description="share of a tile's side that it has in common with the next tile"
+    )
+    tile_merge: TileMerge = Field(
+        "uncut",
+        description="how boxes of several tiles become one, if they are of one class and overlap by 0.5. `uncut`: the "
+        "best stays, and one that the border of a tile cuts gives way to one that it does not cut. The others are "
+        "SAHI's, for example `greedy_nmm_ios`: `nms` keeps the best, `greedy_nmm` makes one box around it and those "
+        "that overlap with it, `nmm` also of those that overlap with these; `iou` is the overlap over the union, "
+        "`ios` over the smaller box",
+    )
     masks: bool = Field(True, description="segment: with the outlines of the objects; without, boxes only")
     retina_masks: bool = Field(
         False, description="segment: outlines at the photo's own resolution instead of that of the network input"

@@ -14,7 +14,7 @@ import pytest
 from serve_app import deadline
 from serve_app.errors import InvalidParameter, Timeout
 from serve_app.graph.batch_admission import BatchAdmission
-from serve_app.graph.detector import Detector, QueuedImage
+from serve_app.graph.detector import Detector, QueuedInput
 from serve_app.graph.engine_watchdog import Watchdog
 from serve_app.graph.payloads import Prepared
 from serve_app.settings import PredictOptions
@@ -79,9 +79,10 @@ def detector() -> Any:
     made._seconds = made._queue = SimpleNamespace(observe=lambda *_: None)
     made._engine = SimpleNamespace(inc=lambda *_: None)
     made._watchdog, made._replica = Watchdog(), "a"
-    images: list[QueuedImage] = []
+    made._tiles, made._most_tiles = 0, 100
+    images: list[QueuedInput] = []
 
-    async def detect(queued: QueuedImage) -> None:
+    async def detect(queued: QueuedInput) -> None:
         """Serve's batching, which needs a replica around it: all that come in 20 ms."""
         images.append(queued)
         await asyncio.sleep(0.02)
@@ -95,7 +96,8 @@ def detector() -> Any:
 
 
 def image(seconds: float) -> Prepared:
-    return Prepared(np.zeros((32, 32, 3), np.uint8), BOX, PredictOptions(), None, 0.0, time.time() + seconds)
+    one = np.zeros((32, 32, 3), np.uint8)
+    return Prepared([one], [BOX], None, PredictOptions(), None, 0.0, time.time() + seconds)
 
 
 def test_the_network_never_sees_what_is_late_or_whose_caller_has_gone(detector: Any) -> None:

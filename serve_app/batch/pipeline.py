@@ -88,8 +88,9 @@ def run(job: Job, parts: Iterable[Part], workers: int | None) -> Iterator[dict[s
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # else what a stage raises is text
-    memory = (QUEUED + IN_WORK * at_most) * job.plan.part * 3 * job.plan.image_size**2
-    context.execution_options.resource_limits = data.ExecutionResources.for_limits(object_store_memory=memory)
+    if not job.options.tile:  # the size of a photo's tiles is not known; Ray's own limit is half of its memory
+        memory = (QUEUED + IN_WORK * at_most) * job.plan.part * 3 * job.plan.image_size**2
+        context.execution_options.resource_limits = data.ExecutionResources.for_limits(object_store_memory=memory)
     pool = data.ActorPoolStrategy(
         min_size=1, max_size=at_most, max_concurrent_calls_per_actor=IN_WORK, enable_true_multi_threading=True
     )

@@ -28,7 +28,7 @@ from serve_app.settings import PredictOptions
 PLAN, SOURCES, SUMMARY, DRAWN = "_plan.json", "_sources.parquet", "_summary.json", "_drawn"
 Format = Literal["parquet", "jsonl"]
 # The settings on which rows depend. The others change speed and memory only.
-SETTINGS = "image_size", "engine", "precision", "max_body_bytes", "max_image_pixels", "max_image_frames"
+SETTINGS = "image_size", "engine", "precision", "max_body_bytes", "max_image_pixels", "max_image_frames", "max_tiles"
 
 
 class Asked(BaseModel):

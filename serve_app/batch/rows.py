@@ -48,6 +48,7 @@ def schema(task: str) -> Any:  # noqa: ANN401 - Arrow's types are not typed
             pa.field("source", pa.string(), nullable=False),
             ("shape", pa.list_(pa.int32())),
             ("results", pa.list_(pa.struct(result))),
+            ("tiles", pa.struct([("side", pa.int32()), ("count", pa.int32())])),
             ("speed", pa.struct(speed)),
             ("model", pa.struct(model)),
             ("error", pa.struct([("code", pa.string()), ("detail", pa.string())])),

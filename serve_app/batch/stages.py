@@ -9,6 +9,7 @@ A photo that fails in one stage is its AppError in the next ones, and a row with
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -28,11 +29,12 @@ from serve_app.batch.plan import DRAWN, Plan
 from serve_app.batch.storage import Storage
 from serve_app.errors import AppError, CorruptImage
 from serve_app.graph import weights_holder
-from serve_app.graph.forward import forward
+from serve_app.graph.forward import Input, forward
 from serve_app.graph.payloads import Detected, Prepared
 from serve_app.graph.postprocessor import Postprocessor
 from serve_app.graph.preprocessor import Preprocessor
 from serve_app.settings import AppSettings, PredictOptions
+from serve_app.vision.tasks.task import Found
 from serve_app.weights import loader
 
 logger = logging.getLogger("ray.serve")
@@ -75,7 +77,9 @@ def decode(table: Table, job: Job) -> Table:
         if place in deadly:
             return DEADLY
         attempt.begins(place)
-        return guarded(part.sources[place], lambda: preprocessor.prepare(data, job.options, math.inf))
+        return guarded(
+            part.sources[place], lambda: preprocessor.prepare(data, job.options, job.settings.max_tiles, math.inf)
+        )
 
     with Attempts(job.dest, "decode", part.number).noted() as (deadly, attempt):
         photos = [prepared(*one) for one in enumerate(ahead(read, part.sources, READERS))]
@@ -98,21 +102,28 @@ class Network:
     def __call__(self, table: Table) -> Table:
         """Turns network inputs into candidates, in batches of one shape as far as possible."""
         part = unpacked(table)
-        photos, order = list(part.photos), [n for n, one in enumerate(part.photos) if isinstance(one, Prepared)]
-        order.sort(key=lambda n: photos[n].input_hwc.shape)
+        photos = [one for one in part.photos if isinstance(one, Prepared)]
+        inputs = [(input_hwc, one.options) for one in photos for input_hwc in one.inputs_hwc]
+        order = sorted(range(len(inputs)), key=lambda n: inputs[n][0].shape)
         batches = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
-        found = self._lanes.map(self._forward, ([photos[n] for n in batch] for batch in batches))
-        for batch, detected in zip(batches, found, strict=True):
-            for n, one in zip(batch, detected, strict=True):
-                photos[n] = one
-        return packed(replace(part, photos=photos, weights=self.weights))
+        found = self._lanes.map(self._forward, ([inputs[n] for n in batch] for batch in batches))
+        outcomes = dict(zip(order, itertools.chain.from_iterable(found), strict=True))
+        in_turn = (outcomes[n] for n in range(len(inputs)))
+        done = [self._detected(one, in_turn) if isinstance(one, Prepared) else one for one in part.photos]
+        return packed(replace(part, photos=done, weights=self.weights))
 
-    def _forward(self, batch: list[Prepared]) -> list[Detected]:
+    def _forward(self, batch: list[Input]) -> list[tuple[Found, float, int]]:
+        """The candidates of each input, and the seconds and the size of its batch."""
         found, took = forward(self._loaded, batch)
-        return [
-            Detected(one, p.letterbox, p.options, p.photo, self.weights, p.preprocess_s, 0.0, took, len(batch), "")
-            for one, p in zip(found, batch, strict=True)
-        ]
+        return [(one, took, len(batch)) for one in found]
+
+    def _detected(self, p: Prepared, outcomes: Iterator[tuple[Found, float, int]]) -> Detected:
+        """What the next outcomes, those of its own inputs, say of a photo."""
+        candidates, seconds, sizes = zip(*itertools.islice(outcomes, len(p.inputs_hwc)), strict=True)
+        return Detected(
+            candidates, p.letterboxes, p.tile, p.options, p.photo, p.expires_at, self.weights,
+            p.preprocess_s, 0.0, sum(seconds), max(sizes), "",
+        )  # fmt: skip
 
 
 def finish(table: Table, job: Job) -> dict[str, Any]:

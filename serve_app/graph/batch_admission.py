@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager, contextmanager
 class BatchAdmission:
     """Admits at most `size` images to the forming batch, and none while `concurrent_batches` are running.
 
+    Callers take turns: one that brings many images, the tiles of a photo, holds up another by one image, not by all.
     For one event loop only.
     """
 
@@ -25,13 +26,13 @@ class BatchAdmission:
         self._concurrent, self._running = concurrent_batches, 0
         self._forming: set[object] = set()
         self._late: set[object] = set()  # admitted, but Serve closed the batch without them: they form the next one
-        self._waiting: deque[tuple[object, asyncio.Future[None]]] = deque()
+        self._waiting: dict[object, deque[tuple[object, asyncio.Future[None]]]] = {}  # by caller; the first one is next
 
     @asynccontextmanager
-    async def admitted(self, image: object) -> AsyncIterator[None]:
-        """Waits until the image may join the forming batch; images are admitted in order of arrival."""
+    async def admitted(self, image: object, caller: object) -> AsyncIterator[None]:
+        """Waits until the image may join the forming batch. Those of one caller are admitted in order of arrival."""
         admitted = asyncio.get_running_loop().create_future()
-        self._waiting.append((image, admitted))
+        self._waiting.setdefault(caller, deque()).append((image, admitted))
         self._admit()
         try:
             await admitted
@@ -61,7 +62,16 @@ class BatchAdmission:
         # Late images take the next batch. If others formed one beside them, both would stay small for ever.
         taken = self._running + bool(self._late)
         while self._waiting and taken < self._concurrent and len(self._forming) < self.size:
-            image, admitted = self._waiting.popleft()
+            image, admitted = self._next()
             if not admitted.done():  # done here means cancelled
                 self._forming.add(image)
                 admitted.set_result(None)
+
+    def _next(self) -> tuple[object, asyncio.Future[None]]:
+        """The next image of the caller whose turn it is; the caller's next turn comes after all others."""
+        caller = next(iter(self._waiting))
+        images = self._waiting.pop(caller)
+        image = images.popleft()
+        if images:
+            self._waiting[caller] = images
+        return image

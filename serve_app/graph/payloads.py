@@ -19,10 +19,14 @@ from serve_app.weights.identity import Weights
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """From Preprocessor to Detector: the network input, and how to undo its letterbox."""
+    """From Preprocessor to Detector: the network inputs of a photo, and how to undo their letterboxes.
 
-    input_hwc: NDArray[np.uint8]  # RGB (H, W, 3)
-    letterbox: image.Letterbox
+    The first input is the whole photo, the others are its tiles.
+    """
+
+    inputs_hwc: Sequence[NDArray[np.uint8]]  # RGB (H, W, 3) each
+    letterboxes: Sequence[image.Letterbox]
+    tile: int | None  # side of the tiles in pixels of the photo, if they were asked for
     options: PredictOptions
     photo: bytes | None  # the encoded original, only if it is to be drawn on
     preprocess_s: float
@@ -31,17 +35,19 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Detected:
-    """From Detector to Postprocessor: candidates in pixels of the network input, best first, and their weights."""
+    """From Detector to Postprocessor: candidates in pixels of each network input, best first, and their weights."""
 
-    candidates: Found
-    letterbox: image.Letterbox
+    candidates: Sequence[Found]
+    letterboxes: Sequence[image.Letterbox]
+    tile: int | None  # as in Prepared
     options: PredictOptions
     photo: bytes | None  # as in Prepared
+    expires_at: float  # as in Prepared
     weights: Weights
     preprocess_s: float
-    queue_s: float
-    inference_s: float  # of the whole batch
-    batch_size: int
+    queue_s: float  # until the first network input's batch started
+    inference_s: float  # of the whole batch; with tiles, until the last batch ended
+    batch_size: int  # of the largest batch
     replica: str  # Serve's id of the Detector replica that ran the batch
 
 
@@ -70,11 +76,20 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
+class Tiles:
+    """The tiles of a photo: their side in pixels of the photo, and how many there were."""
+
+    side: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """From Postprocessor to ingress: what was found, in pixels of the upright photo, best first."""
 
     found: Found
     shape: tuple[int, int]  # height, width of the upright photo
+    tiles: Tiles | None  # if they were asked for
     drawn: bytes | None  # the photo with what was found as a JPEG, if requested
     weights: Weights
     preprocess_s: float

@@ -10,14 +10,15 @@ import time
 import numpy as np
 from PIL import Image
 
-from serve_app import metrics, tracing
-from serve_app.graph.payloads import Detected, Finished
+from serve_app import deadline, metrics, tracing
+from serve_app.graph.payloads import Detected, Finished, Tiles
 from serve_app.graph.stage import Stage
 from serve_app.settings import AppSettings
 from serve_app.vision import drawing, image
-from serve_app.vision.tasks import results
+from serve_app.vision.tasks import merging, results
 from serve_app.vision.tasks.by_name import TASKS
 from serve_app.vision.tasks.results import Result
+from serve_app.vision.tasks.task import Found
 
 
 class Postprocessor(Stage):
@@ -28,19 +29,32 @@ class Postprocessor(Stage):
         self._seconds, self._detections = metrics.stage_seconds(), metrics.detections_total()
 
     def __call__(self, d: Detected) -> Finished:
-        """Finishes them with the request's own options, and draws them if requested. Raises ImageTooComplex."""
+        """Finishes them with the request's own options, and draws them if requested.
+
+        Raises ImageTooComplex or Timeout.
+        """
         started = time.perf_counter()
         task, names = TASKS[d.weights.task], d.weights.class_names
-        found = task.final(d.candidates, d.letterbox, d.options)
+        found = self._found(d)
         drawn = self._draw(d.photo, results.of(found, task, names)) if d.photo else None
         elapsed = time.perf_counter() - started
         self._seconds.observe(elapsed, {"stage": "postprocess"})
         tracing.add_span("postprocess", elapsed)
         for class_id, count in zip(*np.unique(task.counted(found), return_counts=True), strict=True):
             self._detections.inc(float(count), {"class_name": names[class_id]})
-        shape = (d.letterbox.height, d.letterbox.width)
+        whole, *cut = d.letterboxes
+        tiles = Tiles(d.tile, len(cut)) if d.tile else None
         times = d.preprocess_s, d.queue_s, d.inference_s, elapsed
-        return Finished(found, shape, drawn, d.weights, *times, d.batch_size, d.replica)
+        return Finished(found, (whole.height, whole.width), tiles, drawn, d.weights, *times, d.batch_size, d.replica)
+
+    def _found(self, d: Detected) -> Found:
+        """What is on the photo, merged from its tiles. Raises ImageTooComplex or Timeout."""
+        task, boxes, found = TASKS[d.weights.task], 0, []
+        for candidates, letterbox in zip(d.candidates, d.letterboxes, strict=True):
+            deadline.check(d.expires_at)  # the masks of many tiles take seconds
+            found.append(task.final(candidates, letterbox, d.options))
+            merging.check_count(boxes := boxes + len(found[-1]))
+        return found[0] if len(found) == 1 else task.merged(found, d.letterboxes, d.options)
 
     def _draw(self, photo: bytes, found: list[Result]) -> bytes:
         """The upright photo with what was found, as a JPEG. Decodes the photo again, because few requests need it."""

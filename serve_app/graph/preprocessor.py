@@ -13,7 +13,7 @@ from serve_app.errors import ImageTooComplex
 from serve_app.graph.payloads import Prepared
 from serve_app.graph.stage import Stage
 from serve_app.settings import AppSettings, PredictOptions
-from serve_app.vision import image
+from serve_app.vision import image, tiles
 from serve_app.vision.tasks.by_name import TASKS
 
 
@@ -25,13 +25,14 @@ class Preprocessor(Stage):
         self._threads = asyncio.Semaphore(settings.decode_threads)
         self._seconds = metrics.stage_seconds()
 
-    async def __call__(self, data: bytes, options: PredictOptions, expires_at: float) -> Prepared:
-        """Decodes one photo and scales it into a network input. `expires_at` is in seconds since 1970.
+    async def __call__(self, data: bytes, options: PredictOptions, most_tiles: int, expires_at: float) -> Prepared:
+        """Decodes one photo and scales it into a network input, and each of its tiles, if they are asked for.
 
-        Raises UnsupportedFormat, ImageTooLarge, ImageTooComplex, CorruptImage or Timeout.
+        `expires_at` is in seconds since 1970. Raises UnsupportedFormat, ImageTooLarge, ImageTooComplex, CorruptImage,
+        InvalidParameter or Timeout.
         """
         await self._threads.acquire()
-        job = asyncio.get_running_loop().run_in_executor(None, self.prepare, data, options, expires_at)
+        job = asyncio.get_running_loop().run_in_executor(None, self.prepare, data, options, most_tiles, expires_at)
         job.add_done_callback(self._release)
         try:
             # A thread inside a decoder cannot be stopped: it holds its slot to the end, but the client is answered now.
@@ -46,13 +47,18 @@ class Preprocessor(Stage):
         self._threads.release()
         job.cancelled() or job.exception()  # asyncio logs an exception that is never retrieved
 
-    def prepare(self, data: bytes, options: PredictOptions, expires_at: float) -> Prepared:
+    def prepare(self, data: bytes, options: PredictOptions, most_tiles: int, expires_at: float) -> Prepared:
         """The same in this thread, without a limit on time. Raises the same errors."""
         deadline.check(expires_at)
-        started = time.perf_counter()
+        started, tile = time.perf_counter(), None
         limits = self._settings.max_image_pixels, self._settings.max_image_frames
-        input_hwc, letterbox = image.prepare(data, self._size, *limits, crops=self._task.crops)
+        if options.tile and "tile" in self._task.options:  # the ingress refuses it for the other tasks
+            tiling = tiles.Tiling(options.tile, options.overlap, most_tiles)
+            inputs, letterboxes, tile = tiles.prepare(data, self._size, *limits, tiling)
+        else:
+            input_hwc, letterbox = image.prepare(data, self._size, *limits, crops=self._task.crops)
+            inputs, letterboxes = [input_hwc], [letterbox]
         elapsed = time.perf_counter() - started
         self._seconds.observe(elapsed, {"stage": "preprocess"})
         photo = data if options.format == "image" else None
-        return Prepared(input_hwc, letterbox, options, photo, elapsed, expires_at)
+        return Prepared(inputs, letterboxes, tile, options, photo, elapsed, expires_at)

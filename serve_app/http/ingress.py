@@ -60,7 +60,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:  # Serve calls this once the replica is constructed
         return build_api(self)
 
-    async def recognise(self, image: bytes, options: PredictOptions, expires_at: float) -> Finished:
+    async def recognise(self, image: bytes, options: PredictOptions, most_tiles: int, expires_at: float) -> Finished:
         """Sends one image through the graph. Retries if a replica dies, because predicting twice does no harm.
 
         Raises AppErrors; any other exception is a bug. Counts the image by its outcome.
@@ -68,7 +68,9 @@ class Ingress:
         code = "ok"
         with self._waits.waiting() as wait:
             try:
-                done = await self._with_retries(partial(self._send_through, image, options, expires_at), expires_at)
+                done = await self._with_retries(
+                    partial(self._send_through, image, options, most_tiles, expires_at), expires_at
+                )
             except BaseException as error:
                 cancelled = isinstance(error, asyncio.CancelledError)
                 code = "cancelled" if cancelled else getattr(error, "code", AppError.code)
@@ -92,9 +94,11 @@ class Ingress:
             deadline.check(expires_at)
         return await attempt()
 
-    async def _send_through(self, image: bytes, options: PredictOptions, expires_at: float) -> Finished:
+    async def _send_through(
+        self, image: bytes, options: PredictOptions, most_tiles: int, expires_at: float
+    ) -> Finished:
         """Does not await between stages, so that arrays go from one stage to the next without passing here."""
-        prepared = self._preprocess.remote(image, options, expires_at)
+        prepared = self._preprocess.remote(image, options, most_tiles, expires_at)
         detected = self._detect.remote(prepared)
         finished = self._postprocess.remote(detected)
         try:

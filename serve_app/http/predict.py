@@ -91,10 +91,11 @@ async def recognise(
 ) -> list[Finished | AppError]:
     """Returns each image's detections or its error, in order. Raises the first error if all images fail."""
     slots = asyncio.Semaphore(IMAGES_AT_A_TIME)
+    most_tiles = max(service.settings.max_tiles // len(sent.images), 1)
 
     async def in_slot(image: bytes) -> Finished:
         async with slots:
-            return await service.recognise(image, sent.options, expires_at)
+            return await service.recognise(image, sent.options, most_tiles, expires_at)
 
     done = await asyncio.gather(*map(in_slot, sent.images), return_exceptions=True)
     for one in done:

@@ -16,8 +16,11 @@ class RecognitionService(Protocol):
 
     settings: AppSettings
 
-    async def recognise(self, image: bytes, options: PredictOptions, expires_at: float) -> Finished:
-        """Runs one encoded image through all stages. They give up at `expires_at`, in seconds since 1970."""
+    async def recognise(self, image: bytes, options: PredictOptions, most_tiles: int, expires_at: float) -> Finished:
+        """Runs one encoded image through all stages, cut into at most `most_tiles` tiles.
+
+        They give up at `expires_at`, in seconds since 1970.
+        """
         ...
 
     async def serving(self) -> Serving:

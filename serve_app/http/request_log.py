@@ -85,6 +85,8 @@ def log_outcome(request: HTTPConnection, options: PredictOptions, done: list[Fin
         "failed": len(done) - len(finished),
         "batch_size": max(f.batch_size for f in finished),
     }
+    if options.tile:
+        count["tiles"] = sum(f.tiles.count for f in finished if f.tiles)
     log_facts(request, **slowest, **model, **count, detections=sum(len(f.found) for f in finished))
     if request.scope.get(DETAILED):
         log_facts(request, options=options.model_dump(mode="json"), details=[detail(one) for one in done])

@@ -12,7 +12,7 @@ from serve_app.settings import MAX_CLASSES, PredictOptions
 from serve_app.vision.tasks.by_name import TASKS
 from serve_app.weights.identity import Weights
 
-MAX_OPTIONS = 16
+MAX_OPTIONS = len(PredictOptions.model_fields)
 
 
 def parse(given: dict[str, Any], only_json: bool = False) -> PredictOptions:
@@ -40,11 +40,20 @@ def parse(given: dict[str, Any], only_json: bool = False) -> PredictOptions:
     except ValidationError as error:
         problems = (f"`{str(e['loc'][0])[:40]}`: {e['msg']}" for e in error.errors(include_input=False)[:5])
         raise InvalidParameter("; ".join(problems)) from error
-    if options.retina_masks and not options.masks:
-        raise InvalidParameter("`retina_masks`: there are no masks, as `masks` is false")
+    check_together(options)
     if only_json and options.format != "json":
         raise InvalidParameter("`format`: this protocol has one format only, /v1/predict has others")
     return options
+
+
+def check_together(options: PredictOptions) -> None:
+    """Raises InvalidParameter for an option that has no effect beside the others."""
+    if options.retina_masks and not options.masks:
+        raise InvalidParameter("`retina_masks`: there are no masks, as `masks` is false")
+    if options.retina_masks and options.tile:
+        raise InvalidParameter("`retina_masks`: not with `tile`, whose outlines have the resolution of the tiles")
+    if not options.tile and (idle := {"overlap", "tile_merge"} & options.model_fields_set):
+        raise InvalidParameter(f"`{min(idle)}`: there are no tiles, as `tile` is not set")
 
 
 def check(options: PredictOptions, weights: Weights) -> None:

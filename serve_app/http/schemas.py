@@ -63,11 +63,18 @@ class Result(BaseModel):
 
 
 class Speed(BaseModel):
-    """Milliseconds in each stage; `inference` is the time of the whole batch."""
+    """Milliseconds in each stage; `inference` is the time of the whole batch, and with `tile` of all its batches."""
 
     preprocess: float
     inference: float
     postprocess: float
+
+
+class Tiles(BaseModel):
+    """The tiles that were recognised besides the whole image."""
+
+    side: int = Field(description="in pixels of the image")
+    count: int = Field(description="0 if one tile holds all of it")
 
 
 class ImageError(BaseModel):
@@ -85,8 +92,9 @@ class ImageAnswer(BaseModel):
         None, description="height, width of the upright original", examples=[(1080, 810)]
     )
     results: list[Result] = []
+    tiles: Tiles | None = Field(None, description="with `tile`")
     speed: Speed | None = None
-    batch_size: int | None = Field(None, description="images in its batch")
+    batch_size: int | None = Field(None, description="images in its batch; of the largest one with `tile`")
     queue_ms: float | None = Field(None, description="milliseconds in the Detector before its batch started")
     error: ImageError | None = None
 
@@ -98,7 +106,10 @@ class ImageAnswer(BaseModel):
             round(s * 1000, 2) for s in (done.preprocess_s, done.inference_s, done.postprocess_s, done.queue_s)
         )
         speed = Speed(preprocess=preprocess, inference=inference, postprocess=postprocess)
-        return cls(shape=done.shape, results=results, speed=speed, batch_size=done.batch_size, queue_ms=queue)
+        tiles = Tiles(side=done.tiles.side, count=done.tiles.count) if done.tiles else None
+        return cls(
+            shape=done.shape, results=results, tiles=tiles, speed=speed, batch_size=done.batch_size, queue_ms=queue
+        )
 
     @classmethod
     def failed(cls, error: AppError) -> ImageAnswer:

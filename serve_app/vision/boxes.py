@@ -31,8 +31,9 @@ class Detections:
     def __len__(self) -> int:
         return len(self.confidence)
 
-    def take(self, keep: NDArray[np.intp] | NDArray[np.bool_]) -> Detections:
+    def take(self, keep: NDArray[np.intp] | NDArray[np.bool_] | list[int]) -> Detections:
         """The boxes selected by `keep`: int indices, or a bool mask (N,)."""
+        keep = np.array(keep, np.intp) if isinstance(keep, list) else keep
         extra = None if self.extra is None else self.extra[keep]
         return Detections(self.xyxy[keep], self.confidence[keep], self.class_id[keep], extra)
 
@@ -91,11 +92,36 @@ def to_photo(found: Detections, letterbox: Letterbox) -> Detections:
 
 
 def points_to_photo(points: Floats, letterbox: Letterbox) -> Floats:
-    """Converts points (…, 2) from pixels of the network input to pixels of the photo, and clips them at its edges."""
+    """Converts points (…, 2) from pixels of the network input to pixels of the photo.
+
+    Clips them at the edges of the photo, or of the tile that the network has seen.
+    """
     offset = np.array((letterbox.left, letterbox.top), np.float32)
     scale = np.array((letterbox.scale_x, letterbox.scale_y), np.float32)
     limit = np.array((letterbox.width, letterbox.height), np.float32)
-    return ((points - offset) / scale).clip(0, limit)
+    corner = np.array((letterbox.tile_x, letterbox.tile_y), np.float32)
+    return ((points - offset) / scale).clip(0, limit) + corner
+
+
+def overlaps(one: Detections, others: Detections, smaller: bool) -> Floats:
+    """IoU of one box with each of N others, float32 (N,); with `smaller` the share of the smaller box instead (IoS)."""
+    first, rest = one.xyxy[0], others.xyxy
+    size = np.minimum(rest[:, 2:], first[2:]) - np.maximum(rest[:, :2], first[:2])
+    return shares(
+        size.clip(min=0).prod(1), (first[2:] - first[:2]).prod(), (rest[:, 2:] - rest[:, :2]).prod(1), smaller
+    )
+
+
+def shares(common: Floats, area: np.float32, areas: Floats, smaller: bool) -> Floats:
+    """IoU or IoS from what one area has in common with N others, float32 (N,); 0 without any area."""
+    whole = np.minimum(area, areas) if smaller else area + areas - common
+    return np.divide(common, whole, out=np.zeros_like(common), where=whole > 0)
+
+
+def around(one: Detections, other: Detections) -> Detections:
+    """The smallest box around two; the rest is that of the first."""
+    corners_xy = np.minimum(one.xyxy[:, :2], other.xyxy[:, :2]), np.maximum(one.xyxy[:, 2:], other.xyxy[:, 2:])
+    return replace(one, xyxy=np.concatenate(corners_xy, 1))
 
 
 def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:

@@ -56,6 +56,7 @@ class Letterbox:
     """Where an image of (width, height) pixels lies in its network input.
 
     An image pixel x is at x * scale_x + left in the network input; the same holds for y with `scale_y` and `top`.
+    If the image is a tile, its own top left corner is at `tile_x`, `tile_y` in the photo.
     """
 
     width: int
@@ -64,6 +65,8 @@ class Letterbox:
     scale_y: float
     left: int
     top: int
+    tile_x: int = 0
+    tile_y: int = 0
 
 
 def decode(data: bytes, max_pixels: int, max_frames: int = 1000) -> NDArray[np.uint8]:
@@ -84,12 +87,19 @@ def prepare(
     decoded image is never smaller than the scaled one, so the last step always shrinks. Raises the errors of `decode`.
     """
     with opened(data, max_pixels, max_frames) as image:
-        width, height = image.size
-        ratio = size / (min if crops else max)(width, height)
-        image.draft(None, (math.ceil(width * ratio), math.ceil(height * ratio)))  # only has an effect on JPEG
-        rgb = upright(image)  # must come before `orientation`: a damaged PNG has to fail here
-        shape = (width, height) if orientation(image) >= 5 else (height, width)
+        rgb, shape = reduced(image, size / (min if crops else max)(image.size))
         return middle_square(rgb, size, shape) if crops else letterbox(rgb, size, shape)
+
+
+def reduced(image: Image.Image, ratio: float) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """`upright`, decoded at 1/2, 1/4 or 1/8 if it is a JPEG and that is not smaller than its size times `ratio`.
+
+    Also returns the photo's own (height, width).
+    """
+    width, height = image.size
+    image.draft(None, (math.ceil(width * ratio), math.ceil(height * ratio)))  # only has an effect on JPEG
+    rgb = upright(image)  # must come before `orientation`: a damaged PNG has to fail here
+    return rgb, ((width, height) if orientation(image) >= 5 else (height, width))
 
 
 @contextmanager

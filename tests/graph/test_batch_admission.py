@@ -18,7 +18,7 @@ class Batching:
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def image(self, name: str) -> None:
-        async with self.admission.admitted(name):
+        async with self.admission.admitted(name, name[0]):
             done = asyncio.get_running_loop().create_future()
             self.arrived.append((name, done))
             await done
@@ -186,3 +186,33 @@ def test_a_larger_batch_from_the_next_one_on() -> None:
         await batching.release()
 
     assert run(test, size=1) == [["a"], ["b", "c", "d"]]
+
+
+def test_callers_take_turns() -> None:
+    """One that brings four images, a1 to a4, holds up those that come later by one image each."""
+
+    async def test(batching: Batching) -> None:
+        batching.come("x")
+        await batching.look()
+        batching.come("a1", "a2", "a3", "a4")
+        await batching.look()
+        batching.come("b", "c1", "c2")
+        for _ in range(8):
+            await batching.release()
+
+    assert run(test, size=1) == [["x"], ["a1"], ["b"], ["c1"], ["a2"], ["c2"], ["a3"], ["a4"]]
+
+
+def test_a_caller_that_leaves_gives_up_all_its_turns() -> None:
+    async def test(batching: Batching) -> None:
+        batching.come("x")
+        await batching.look()
+        leaving = batching.come("a1", "a2", "a3")
+        batching.come("b")
+        await batching.look()
+        for task in leaving:
+            task.cancel()
+        for _ in range(3):
+            await batching.release()
+
+    assert run(test, size=1) == [["x"], ["b"]]

@@ -73,7 +73,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int, floa
                 self.admission, self.free, self.batches = BatchAdmission(lanes, size), asyncio.Event(), []
 
             async def __call__(self, image: int | None) -> int | None:
-                async with self.admission.admitted(image):
+                async with self.admission.admitted(image, object()):
                     return await self.detect(image)
 
             @serve.batch(max_batch_size=size, batch_wait_timeout_s=wait_s, max_concurrent_batches=lanes)

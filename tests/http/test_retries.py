@@ -47,7 +47,7 @@ def ingress(last: Stage) -> Any:
 
 def ask(made: Any, seconds: float = 60) -> object:
     async def run() -> object:
-        return await made.recognise(b"", PredictOptions(), time.time() + seconds)
+        return await made.recognise(b"", PredictOptions(), 1, time.time() + seconds)
 
     return asyncio.run(run())
 

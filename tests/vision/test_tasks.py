@@ -25,7 +25,7 @@ from serve_app.vision.engines.engine import Engine, OnSquares
 from serve_app.vision.engines.openvino import OpenVinoEngine, graph
 from serve_app.vision.engines.pytorch import TorchEngine
 from serve_app.vision.image import Letterbox
-from serve_app.vision.tasks import obb, outlines, results
+from serve_app.vision.tasks import outlines, results, turned_boxes
 from serve_app.vision.tasks.by_name import TASKS
 from serve_app.vision.tasks.segment import Candidates, native_masks
 from serve_app.vision.tasks.task import Task, Units, recognise
@@ -156,20 +156,20 @@ def test_turned_boxes_are_suppressed_as_ultralytics_does() -> None:
     ]
     found = turned(*rows)
     for iou in (0.3, 0.7):
-        centre, size = obb.middles(found)
+        centre, size = turned_boxes.middles(found)
         shifted = centre + found.class_id[:, None] * 7680
         rboxes = torch.from_numpy(np.concatenate([shifted, size, found.extra], 1))
         scores = torch.from_numpy(found.confidence)
         wanted = TorchNMS.fast_nms(rboxes, scores, iou, iou_func=batch_probiou).tolist()
-        kept = obb.non_max_suppression(found, iou, 300, agnostic=False)
+        kept = turned_boxes.non_max_suppression(found, iou, 300, agnostic=False)
         assert kept.confidence.tolist() == found.confidence[wanted].tolist()
-        few = obb.non_max_suppression(found, iou, 3, agnostic=False)
+        few = turned_boxes.non_max_suppression(found, iou, 3, agnostic=False)
         assert few.confidence.tolist() == found.confidence[wanted][:3].tolist()
-    assert not len(obb.non_max_suppression(turned(), 0.5, 300, agnostic=False))
+    assert not len(turned_boxes.non_max_suppression(turned(), 0.5, 300, agnostic=False))
 
 
 def test_corners_turn_clockwise_and_overlap_by_their_area() -> None:
-    right, down = (obb.corners(turned((50, 50, 40, 20, angle, 1, 0)))[0] for angle in (0, np.pi / 2))
+    right, down = (turned_boxes.corners(turned((50, 50, 40, 20, angle, 1, 0)))[0] for angle in (0, np.pi / 2))
     assert right.tolist() == [[70, 60], [70, 40], [30, 40], [30, 60]]
     np.testing.assert_allclose(down, [[40, 70], [60, 70], [60, 30], [40, 30]], atol=1e-4)
     task = TASKS["obb"]

@@ -47,6 +47,10 @@ class Classify:
         """See `Task`."""
         return candidates
 
+    def merged(self, found: Sequence[Classes], letterboxes: Sequence[Letterbox], options: PredictOptions) -> Classes:
+        """There are no tiles: a class belongs to the whole photo."""
+        raise NotImplementedError
+
     def parts(self, found: Classes, units: Units = PIXELS) -> list[Part]:
         """Nothing: a class belongs to the whole photo."""
         return [{} for _ in range(len(found))]

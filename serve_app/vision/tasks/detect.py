@@ -9,6 +9,7 @@ from serve_app.settings import PredictOptions
 from serve_app.vision import boxes
 from serve_app.vision.boxes import Detections
 from serve_app.vision.image import Letterbox
+from serve_app.vision.tasks import merging
 from serve_app.vision.tasks.task import OF_BOXES, PIXELS, Floats, Found, Ints, Output, Part, Units
 
 
@@ -28,6 +29,7 @@ class Detect:
     options = OF_BOXES
     in_coco = True
     tensors: Sequence[dict[str, Any]] = ({"name": "boxes", "datatype": "FP32", "shape": [-1, 4]},)
+    geometry = merging.Geometry(lambda found: found.xyxy, boxes.overlaps, boxes.around)
 
     def candidates(self, output: Output, least: float | Floats, options: PredictOptions) -> Detections:
         """See `Task`."""
@@ -37,6 +39,12 @@ class Detect:
         """See `Task`. NMS, then the inverse of the letterbox."""
         kept = boxes.non_max_suppression(candidates, options.iou, options.max_det, options.agnostic_nms)
         return boxes.to_photo(kept, letterbox)
+
+    def merged(
+        self, found: Sequence[Detections], letterboxes: Sequence[Letterbox], options: PredictOptions
+    ) -> Detections:
+        """See `Task`."""
+        return merging.merged(found, letterboxes, options, self.geometry)[0]
 
     def parts(self, found: Detections, units: Units = PIXELS) -> list[Part]:
         """`box`: x1, y1, x2, y2."""

@@ -12,6 +12,7 @@ from serve_app.vision.tasks.task import Floats
 
 Outline = list[Floats]  # polygons (P, 2) of x, y
 ROWS = 1000  # sampled at a time, because each pixel needs 8 bytes for its place
+LONGEST = 1280  # pixels of the grid on which outlines are merged
 SIDE = 256  # pixels of the longer side of the grid on which two outlines are compared
 
 
@@ -19,6 +20,21 @@ def of(mask: NDArray[np.uint8], left: int, top: int) -> Outline:
     """The outer edges of a mask, uint8 (h, w), whose corner is at left, top."""
     found, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE) if mask.size else ((), None)
     return [piece.reshape(-1, 2).astype(np.float32) + np.array((left, top), np.float32) for piece in found]
+
+
+def union(several: Sequence[Outline]) -> Outline:
+    """The outline around all of these, drawn on a grid of at most LONGEST pixels."""
+    pieces = [piece for outline in several for piece in outline]
+    if len(several) == 1 or not pieces:
+        return pieces
+    points = np.concatenate(pieces)
+    corner, size = np.floor(points.min(0)), np.ptp(points, 0)
+    scale = min(LONGEST / max(float(size.max()), 1.0), 1.0)
+    width, height = (np.ceil(size * scale) + 2).astype(int)
+    mask = np.zeros((height, width), np.uint8)
+    for piece in pieces:  # each alone, because OpenCV leaves out what two polygons of one call have in common
+        cv2.fillPoly(mask, [((piece - corner) * scale).round().astype(np.int32)], 1)
+    return [(piece / scale + corner).astype(np.float32) for piece in of(mask, 0, 0)]
 
 
 def joined(outline: Outline) -> Floats:

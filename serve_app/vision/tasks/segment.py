@@ -21,7 +21,7 @@ from serve_app.settings import PredictOptions
 from serve_app.vision import boxes
 from serve_app.vision.boxes import Detections
 from serve_app.vision.image import Letterbox
-from serve_app.vision.tasks import outlines
+from serve_app.vision.tasks import merging, outlines
 from serve_app.vision.tasks.detect import Detect
 from serve_app.vision.tasks.outlines import Outline
 from serve_app.vision.tasks.task import OF_BOXES, PIXELS, Floats, Output, Part, Units
@@ -73,6 +73,17 @@ class Segment(Detect):
         lines = () if prototypes is None else _outlines(kept, found, prototypes, letterbox, native=options.retina_masks)
         drawn = tuple(lines) if options.masks else None
         return Segments(found.xyxy, found.confidence, found.class_id, found.extra, drawn)
+
+    def merged(
+        self, found: Sequence[Detections], letterboxes: Sequence[Letterbox], options: PredictOptions
+    ) -> Segments:
+        """See `Task`. The outline of a merged object is around the masks of all that are in it."""
+        kept, members = merging.merged(found, letterboxes, options, self.geometry)
+        lines = None
+        if options.masks:
+            each = [line for one in found for line in getattr(one, "outlines", None) or ()]
+            lines = tuple(outlines.union([each[n] for n in inside]) for inside in members)
+        return Segments(kept.xyxy, kept.confidence, kept.class_id, kept.extra, lines)
 
     def parts(self, found: Detections, units: Units = PIXELS) -> list[Part]:
         """`box`, and `segments` with the x and y of the outline. Several pieces are one line that returns on itself."""

@@ -21,7 +21,7 @@ Output = tuple[Floats, ...]  # what a network gives for one image; its task says
 Part = dict[str, dict[str, Any]]  # what an answer says of one object besides class and confidence, such as its box
 # Options that every task takes, and those of every task with boxes.
 ALWAYS = frozenset({"conf", "classes", "format"})
-OF_BOXES = ALWAYS | {"iou", "max_det", "agnostic_nms", "normalize", "decimals"}
+OF_BOXES = ALWAYS | {"iou", "max_det", "agnostic_nms", "normalize", "decimals", "tile", "overlap", "tile_merge"}
 
 
 class Found(Protocol):
@@ -73,6 +73,10 @@ class Task(Protocol):
 
     def final(self, candidates: Any, letterbox: Letterbox, options: PredictOptions) -> Found:  # noqa: ANN401 - its own Found
         """What it has found, in pixels of the photo."""
+        ...
+
+    def merged(self, found: Sequence[Any], letterboxes: Sequence[Letterbox], options: PredictOptions) -> Found:
+        """What was found in the network inputs of one photo, first in the whole and then in its tiles, as one."""
         ...
 
     def parts(self, found: Any, units: Units = PIXELS) -> list[Part]:  # noqa: ANN401 - its own Found
