@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import importlib.metadata
 import importlib.util
+import io
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import psutil
 import pytest
 import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from PIL import Image
 
 from loadtests.service import ROOT, Service, command, config, free_port, ray_files, running
 from serve_app.ops import manifests
@@ -78,6 +80,19 @@ def bus() -> bytes:
 @pytest.fixture(scope="session")
 def zidane() -> bytes:
     return sample_photos.zidane()
+
+
+@pytest.fixture(scope="session")
+def street() -> bytes:
+    """1500 x 1500 pixels: nine times the bus with its people, small."""
+    mosaic = Image.new("RGB", (1500, 1500), "gray")
+    with Image.open(io.BytesIO(sample_photos.bus())) as photo:
+        small = photo.resize((330, 440))
+    for place in range(9):
+        mosaic.paste(small, (place % 3 * 500 + 85, place // 3 * 500 + 30))
+    file = io.BytesIO()
+    mosaic.save(file, "JPEG", quality=95)
+    return file.getvalue()
 
 
 @pytest.fixture(scope="session")

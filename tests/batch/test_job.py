@@ -83,6 +83,23 @@ def test_the_rows_are_the_services_answers(
             assert card == {k: v for k, v in said["metadata"]["model"].items() if k != "bundled"}
 
 
+def test_tiles_are_the_services(tmp_path: Path, street: bytes, bus: bytes, client: httpx.Client) -> None:
+    photos = {"bus.jpg": bus, "cut.jpg": bus[:9000], "street-1.jpg": street, "street-2.jpg": street}
+    (tmp_path / "photos").mkdir()
+    for name, content in photos.items():
+        (tmp_path / "photos" / name).write_bytes(content)
+    options = {"tile": "500", "overlap": "0.3", "tile_merge": "nmm_ios"}
+    ran = batch(tmp_path / "photos", "--out", tmp_path / "out", *flags(options))
+    assert ran.returncode == 0, ran.stderr
+    rows = parquet.read_table(tmp_path / "out").to_pylist()
+    assert [Path(row["source"]).name for row in rows] == list(photos)
+    for row, content in zip(rows, photos.values(), strict=True):
+        said = client.post("/v1/predict", files={"file": content}, data=options).json()
+        image = said["images"][0] if "images" in said else {}
+        assert (row["results"], row["tiles"]) == (image.get("results"), image.get("tiles"))
+    assert [row["tiles"] and row["tiles"]["count"] for row in rows] == [6, None, 16, 16]
+
+
 def test_the_summary_says_what_failed_and_what_a_million_cost(
     run: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:

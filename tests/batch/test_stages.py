@@ -69,12 +69,13 @@ def without_nothing(value: Any) -> Any:
     return [without_nothing(one) for one in value] if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize("task", NAMES)
+@pytest.mark.parametrize(("task", "tile"), [*((task, None) for task in NAMES), ("segment", 500), ("obb", 500)])
 def test_both_formats_have_the_same_rows(
-    task: str, tmp_path: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch
+    task: str, tile: int | None, tmp_path: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = parquet.read_table(pa.BufferReader(made(job(tmp_path, task), photos, monkeypatch)))
-    lines = made(job(tmp_path, task, format="jsonl"), photos, monkeypatch).decode().splitlines()
+    asked = {"options": PredictOptions(conf=0.3, max_det=20, tile=tile)} if tile else {}
+    table = parquet.read_table(pa.BufferReader(made(job(tmp_path, task, **asked), photos, monkeypatch)))
+    lines = made(job(tmp_path, task, format="jsonl", **asked), photos, monkeypatch).decode().splitlines()
     found, as_json = without_nothing(table.to_pylist()), [json.loads(line) for line in lines]
     for one in [*found, *as_json]:
         one.pop("speed", None)
@@ -83,6 +84,7 @@ def test_both_formats_have_the_same_rows(
     assert [one["source"] for one in found] == photos
     assert found[0]["results"]
     assert found[0] == found[4]
+    assert found[0].get("tiles") == ({"side": 500, "count": 6} if tile else None)
     assert "results" not in found[1]
     assert found[1]["error"]["code"] == "corrupt_image"
     assert {one["model"]["name"] for one in found} == {NAMES[task]}

@@ -88,6 +88,18 @@ def test_the_slider_filters_without_another_request(page: Page, bus: bytes) -> N
     assert asked == []
 
 
+def test_the_switch_looks_for_small_objects(page: Page, street: bytes) -> None:
+    """Nine small photos in one: their people are small."""
+    drop(page, street)
+    rows = page.locator("tbody tr")
+    expect(rows.first).to_be_visible(timeout=30_000)
+    before = rows.count()
+    page.get_by_label("look for small objects, in tiles").check()
+    expect(page.locator("#times")).to_contain_text(" tiles)", timeout=30_000)
+    assert rows.count() > before
+    assert "&tile=auto'" in page.locator("#curl").inner_text()
+
+
 def test_a_broken_photo_tells_why_and_the_next_one_works(page: Page, bus: bytes) -> None:
     drop(page, bus[:3000], "broken.jpg")
     expect(page.get_by_role("alert")).to_contain_text("corrupt_image", timeout=30_000)

@@ -104,6 +104,7 @@ def test_the_answer_is_that_of_the_network(client: httpx.Client, folder: Path, b
         ("classify", {"iou": 0.5}, "`iou`: only detect, segment, pose, obb has this option"),
         ("classify", {"retina_masks": "true"}, "`retina_masks`: only segment"),
         ("segment", {"masks": "false", "retina_masks": "true"}, "`retina_masks`: there are no masks"),
+        ("classify", {"tile": "auto"}, "`tile`: only detect, segment, pose, obb has this option"),
         ("classify", {"format": "coco"}, "`format`: COCO has none for the task of yolov8n-cls, classify"),
     ],
 )
@@ -126,6 +127,24 @@ def test_the_options_of_a_task(client: httpx.Client, bus: bytes) -> None:
     assert len(objects(client, "classify", bus)) == CLASSES
     fractions = objects(client, "pose", bus, normalize="true")
     assert all(0 <= v <= 1 for one in fractions for axis in ("x", "y") for v in one["keypoints"][axis])
+
+
+@pytest.mark.parametrize("task", ["segment", "pose", "obb"])
+@pytest.mark.parametrize("merge", ["uncut", "greedy_nmm_ios"])
+def test_tiles_of_every_task(client: httpx.Client, bus: bytes, task: str, merge: str) -> None:
+    """In pixels of the photo, with everything that the task adds to a box."""
+    options = {"tile": 500, "tile_merge": merge, "conf": 0.5}
+    image = send(client, task, bus, **options).raise_for_status().json()["images"][0]
+    assert (image["shape"], image["tiles"]) == ([1080, 810], {"side": 500, "count": 6})
+    assert image["results"]
+    for one in image["results"]:
+        assert one.keys() == {"class", "name", "confidence", "box"} | {
+            "segment": {"segments"}, "pose": {"keypoints"},
+        }.get(task, set())  # fmt: skip
+        for part in one.keys() & {"segments", "keypoints"}:
+            assert 0 <= min(one[part]["x"], default=0) <= max(one[part]["x"], default=0) <= 810
+            assert 0 <= min(one[part]["y"], default=0) <= max(one[part]["y"], default=0) <= 1080
+    assert any(max(one["box"]["y1"], one["box"]["y2"]) > 700 for one in image["results"]), "also from the lower tiles"
 
 
 def test_the_command_line_has_the_options_of_the_tasks(
