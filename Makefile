@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 CHECKOV := .venv/checkov# a separate environment: checkov pins other versions of our packages
 SUPPLY := .venv/supply# a separate environment: these tools report on .venv and must not appear in it
+SAHI := .venv/sahi# what `make bench-tiles` compares with, without what it depends on
 PEERS := .venv/peers# a separate environment: the servers that `make compare` compares with
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DRY_RUN ?= yes
@@ -11,7 +12,7 @@ MODEL ?= auto
 export YOLO_AUTOINSTALL := false
 
 .DEFAULT_GOAL := help
-.PHONY: help serve weights setup test lint fmt accuracy families abuse fuzz drill-weights drill-batch drill overload soak load capacity bench bench-batch compare bench-gpu bench-gpu-service tune overhead endurance observe decoding manifests terraform addons e2e secrets licences sbom release lock clean
+.PHONY: help serve weights setup test lint fmt accuracy families abuse fuzz drill-weights drill-batch drill overload soak load capacity bench bench-batch bench-tiles compare bench-gpu bench-gpu-service tune overhead endurance observe decoding manifests terraform addons e2e secrets licences sbom release lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -74,6 +75,11 @@ bench: .venv/dev ## compare the service with its own engine: throughput, latency
 
 bench-batch: .venv/dev ## compare the batch job with the same work in one process, and with a plain Ray Data script
 	@$(BIN)/python -m loadtests.benchmarks.batch --photos $(SHARED)/images/coco128-val --weights $(SHARED)/models/yolov8n.pt
+
+bench-tiles: $(SAHI) ## what tiles find and cost: mosaics, beside SAHI, beside small photos
+	@PYTHONPATH=$(SAHI):. $(BIN)/python -m loadtests.benchmarks.sahi_agreement $(MOSAICS)
+	@$(BIN)/python -m loadtests.benchmarks.tiles $(MOSAICS)
+bench-tiles: MOSAICS = --photos $(SHARED)/images/coco128-val --labels $(SHARED)/images/coco128-val-labels --weights $(SHARED)/models/yolov8n.pt
 
 compare: $(PEERS)/bin/mosec ## compare the service with FastAPI, LitServe and mosec, each with Ultralytics' steps and with this engine
 	@$(BIN)/python -m loadtests.compare --photos $(SHARED)/images/coco128-val
@@ -162,6 +168,9 @@ $(CHECKOV)/bin/checkov: .venv/serve
 	@$(BIN)/python -m venv $(CHECKOV) && $(CHECKOV)/bin/python -m pip install --quiet --disable-pip-version-check checkov==3.3.30
 
 # Beside the packages of .venv, which a .pth file adds.
+$(SAHI): .venv/dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(SAHI) sahi==0.12.8 shapely==2.1.2
+
 $(PEERS)/bin/mosec: .venv/dev
 	@$(BIN)/python -m venv $(PEERS) && $(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(PEERS)/lib/python3.11/site-packages/service.pth \
 	  && $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check litserve==0.2.19 mosec==0.9.8
