@@ -169,7 +169,7 @@ $(CHECKOV)/bin/checkov: .venv/serve
 
 # Beside the packages of .venv, which a .pth file adds.
 $(SAHI): .venv/dev
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(SAHI) sahi==0.12.8 shapely==2.1.2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(SAHI) sahi==0.12.8 shapely==2.2.0
 
 $(PEERS)/bin/mosec: .venv/dev
 	@$(BIN)/python -m venv $(PEERS) && $(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $(PEERS)/lib/python3.11/site-packages/service.pth \

@@ -105,8 +105,9 @@ def ours(photo: Path, loaded: Loaded, size: int, case: Case) -> Detections:
     options = PredictOptions.model_validate({"tile": case.side, "overlap": case.overlap, "tile_merge": case.merge})
     tiling = tiles.Tiling(case.side, case.overlap, 10_000)
     inputs, letterboxes, _ = tiles.prepare(photo.read_bytes(), size, 10**8, 1, tiling)
-    parts = [found(loaded, *one) for one in zip(inputs, letterboxes, strict=True)]
-    return loaded.engine.task.merged(parts, letterboxes, options)  # type: ignore[return-value]
+    task = loaded.engine.task
+    candidates = [task.candidates(loaded.engine([one])[0], CONF, options) for one in inputs]
+    return task.merged(candidates, letterboxes, options, lambda: None)  # type: ignore[return-value]
 
 
 def same(one: Detections, other: Detections) -> int:

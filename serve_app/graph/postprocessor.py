@@ -6,6 +6,7 @@ What the stage does with them is the task's, see `vision/tasks/`.
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -15,7 +16,7 @@ from serve_app.graph.payloads import Detected, Finished, Tiles
 from serve_app.graph.stage import Stage
 from serve_app.settings import AppSettings
 from serve_app.vision import drawing, image
-from serve_app.vision.tasks import merging, results
+from serve_app.vision.tasks import results
 from serve_app.vision.tasks.by_name import TASKS
 from serve_app.vision.tasks.results import Result
 from serve_app.vision.tasks.task import Found
@@ -49,12 +50,11 @@ class Postprocessor(Stage):
 
     def _found(self, d: Detected) -> Found:
         """What is on the photo, merged from its tiles. Raises ImageTooComplex or Timeout."""
-        task, boxes, found = TASKS[d.weights.task], 0, []
-        for candidates, letterbox in zip(d.candidates, d.letterboxes, strict=True):
-            deadline.check(d.expires_at)  # the masks of many tiles take seconds
-            found.append(task.final(candidates, letterbox, d.options))
-            merging.check_count(boxes := boxes + len(found[-1]))
-        return found[0] if len(found) == 1 else task.merged(found, d.letterboxes, d.options)
+        task = TASKS[d.weights.task]
+        if len(d.candidates) == 1:
+            return task.final(d.candidates[0], d.letterboxes[0], d.options)
+        in_time = partial(deadline.check, d.expires_at)  # the masks of many tiles take seconds
+        return task.merged(d.candidates, d.letterboxes, d.options, in_time)
 
     def _draw(self, photo: bytes, found: list[Result]) -> bytes:
         """The upright photo with what was found, as a JPEG. Decodes the photo again, because few requests need it."""

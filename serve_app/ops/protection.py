@@ -36,6 +36,7 @@ LOWERS: dict[str, Callable[[Any, Any], bool]] = {  # whether a setting's new val
     "max_images": lt,
     "max_image_pixels": lt,
     "max_image_frames": lt,
+    "max_tiles": lt,
     "max_waiting_images": lt,
     "decode_timeout_s": lt,
     "timeout_s": lt,

@@ -42,6 +42,7 @@ def app(**args: Any) -> dict[str, Any]:
         pytest.param({}, {"max_images": 17}, "max_images", id="an image more"),
         pytest.param({}, {"max_image_pixels": 60_000_000}, "max_image_pixels", id="more pixels"),
         pytest.param({}, {"max_image_frames": 1001}, "max_image_frames", id="a frame more"),
+        pytest.param({}, {"max_tiles": 257}, "max_tiles", id="a tile more"),
         pytest.param({}, {"max_waiting_images": 1_000_000}, "max_waiting_images", id="a queue without an end"),
         pytest.param({}, {"decode_timeout_s": 600}, "decode_timeout_s", id="longer decoding"),
         pytest.param({"timeout_s": 10}, {"timeout_s": "30"}, "timeout_s", id="longer requests, as a text"),

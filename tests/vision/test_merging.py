@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,9 +17,9 @@ from serve_app.settings import PredictOptions
 from serve_app.vision import boxes
 from serve_app.vision.boxes import Detections
 from serve_app.vision.image import Letterbox
-from serve_app.vision.tasks import merging, outlines, turned_boxes
+from serve_app.vision.tasks import merging, outlines, segment, turned_boxes
 from serve_app.vision.tasks.by_name import TASKS
-from serve_app.vision.tasks.segment import Segments
+from serve_app.vision.tasks.segment import Candidates
 
 WHOLE = Letterbox(1000, 1000, 0.32, 0.32, 0, 0)
 KINDS = ["nms_iou", "nms_ios", "greedy_nmm_iou", "greedy_nmm_ios", "nmm_iou", "nmm_ios"]
@@ -32,7 +33,7 @@ def detections(rows: list[Box]) -> Detections:
 
 def merge(rows: list[Box], kind: str, **options: bool | int) -> list[Box]:
     asked = PredictOptions.model_validate({"tile": 320, "tile_merge": kind} | options)
-    found = TASKS["detect"].merged([detections(rows)], [WHOLE], asked)
+    found = merging.merged([detections(rows)], [WHOLE], asked, TASKS["detect"].geometry)[0]
     assert all(a >= b for a, b in pairwise(found.confidence.tolist()))
     return as_rows(found)
 
@@ -127,13 +128,12 @@ def test_max_det_only_if_the_request_says_it() -> None:
     assert merge(many, "uncut", max_det=7) == merge(many, "uncut")[:7]
 
 
-def test_no_boxes_at_all() -> None:
-    for name in ("detect", "segment", "pose", "obb"):
-        extra = np.empty((0, {"segment": 32, "pose": 51, "obb": 1}.get(name, 0)), np.float32)
-        nothing = replace(detections([]), extra=extra)
-        found = TASKS[name].merged([nothing, nothing], [WHOLE, tile(0, 0)], PredictOptions(tile=320))
-        assert not len(found)
-        assert TASKS[name].parts(found) == []
+@pytest.mark.parametrize(("name", "columns"), [("detect", 0), ("segment", 32), ("pose", 51), ("obb", 1)])
+def test_no_boxes_at_all(name: str, columns: int) -> None:
+    nothing = replace(detections([]), extra=np.empty((0, columns), np.float32))
+    found = TASKS[name].merged([nothing, nothing], [WHOLE, tile(0, 0)], PredictOptions(tile=320), lambda: None)
+    assert not len(found)
+    assert TASKS[name].parts(found) == []
 
 
 def tile(x: int, y: int) -> Letterbox:
@@ -142,7 +142,8 @@ def tile(x: int, y: int) -> Letterbox:
 
 def uncut(*parts: tuple[Letterbox, list[Box]]) -> list[Box]:
     found = [detections(rows) for _, rows in parts]
-    return as_rows(TASKS["detect"].merged(found, [box for box, _ in parts], PredictOptions(tile=320)))
+    letterboxes = [box for box, _ in parts]
+    return as_rows(merging.merged(found, letterboxes, PredictOptions(tile=320), TASKS["detect"].geometry)[0])
 
 
 def test_a_part_of_an_object_gives_way_to_the_whole() -> None:
@@ -169,9 +170,10 @@ def test_the_edge_of_the_photo_cuts_nothing() -> None:
 
 
 def test_too_many_boxes_are_refused() -> None:
-    merging.check_count(merging.MOST_BOXES)
+    many = detections([(0, 0, 9, 9, 0.5, 0)]).take([0] * (merging.MOST_BOXES // 2))
+    merging.check_count([many, many])
     with pytest.raises(ImageTooComplex, match="20000 boxes"):
-        merging.check_count(merging.MOST_BOXES + 1)
+        merging.check_count([many, many, detections([(0, 0, 9, 9, 0.5, 0)])])
 
 
 turned = st.tuples(
@@ -189,14 +191,18 @@ def obb(*rows: tuple[float, float, float, float, float]) -> Detections:
 
 
 @given(turned, turned)
-def test_the_overlap_of_turned_boxes_is_opencvs(one: tuple[float, ...], other: tuple[float, ...]) -> None:
-    pair = [((x, y), (w, h), np.degrees(angle)) for x, y, w, h, angle in (one, other)]
-    _, points = cv2.rotatedRectangleIntersection(*pair)
-    common = 0.0 if points is None else cv2.contourArea(cv2.convexHull(points))
-    areas = [w * h for _, (w, h), _ in pair]
-    first, second = obb(one), obb(other)
-    for smaller, whole in ((False, sum(areas) - common), (True, min(areas))):
-        assert turned_boxes.overlaps(first, second, smaller)[0] == pytest.approx(common / whole, abs=0.01)
+@settings(max_examples=500)
+def test_the_overlap_of_turned_boxes(one: tuple[float, ...], other: tuple[float, ...]) -> None:
+    """Beside a count of points of the first box that lie in the second."""
+    (x, y, w, h, angle), (u, v, width, height, turn) = one, other
+    places = (np.arange(300) + 0.5) / 300 - 0.5
+    along, across = np.meshgrid(places * w, places * h)
+    points = (along + 1j * across) * np.exp(1j * angle) + complex(x, y)
+    seen = (points - complex(u, v)) * np.exp(-1j * turn)
+    common = float(((abs(seen.real) <= width / 2) & (abs(seen.imag) <= height / 2)).mean()) * w * h
+    for smaller, whole in ((False, w * h + width * height - common), (True, min(w * h, width * height))):
+        got = turned_boxes.overlaps(obb(one), obb(other), smaller)[0]
+        assert got == pytest.approx(common / whole, abs=0.02 * w * h / whole)
 
 
 @given(turned, turned)
@@ -215,13 +221,15 @@ def test_ships_side_by_side_are_two() -> None:
         > 0.5
     )
     for kind in ("uncut", "greedy_nmm_ios"):
-        found = TASKS["obb"].merged([ships], [WHOLE], PredictOptions(tile=320, tile_merge=kind))
-        assert len(found) == 2
+        options = PredictOptions.model_validate({"tile": 320, "tile_merge": kind})
+        assert len(merging.merged([ships], [WHOLE], options, TASKS["obb"].geometry)[0]) == 2
 
 
 def test_turned_boxes_of_two_tiles_become_one() -> None:
     halves = obb((40, 50, 60, 10, 0.5), (50, 55.46, 60, 10, 0.5))
-    found = TASKS["obb"].merged([halves], [WHOLE], PredictOptions(tile=320, tile_merge="greedy_nmm_ios"))
+    options = PredictOptions(tile=320, tile_merge="greedy_nmm_ios")
+    found, members = merging.merged([halves], [WHOLE], options, TASKS["obb"].geometry)
+    assert members == [[0, 1]]
     ((size,), (angle,)) = turned_boxes.middles(found)[1], found.extra[:, 0:1]
     assert sorted(size) == pytest.approx([10, 71.4], abs=0.1)
     assert (angle[0] - 0.5) % (np.pi / 2) == pytest.approx(0, abs=0.02)
@@ -231,23 +239,52 @@ def square(x: int, y: int, side: int) -> outlines.Outline:
     return [np.array([(x, y), (x, y + side), (x + side, y + side), (x + side, y)], np.float32)]
 
 
-def segments(box: Box, *pieces: outlines.Outline) -> Segments:
-    found = detections([box])
-    return Segments(found.xyxy, found.confidence, found.class_id, np.zeros((1, 32), np.float32), pieces)
+def candidates(*rows: Box) -> Candidates:
+    """Boxes whose masks fill them."""
+    found, prototypes = detections(list(rows)), np.ones((32, 80, 80), np.float32)
+    return Candidates(found.xyxy, found.confidence, found.class_id, np.ones((len(rows), 32), np.float32), prototypes)
+
+
+def parts(merge: str, **options: bool) -> list[dict[str, Any]]:
+    """Two tiles, of which each shows a part of one object, and the second one another object."""
+    first = candidates((216, 40, 320, 80, 0.9, 0))
+    second = candidates((0, 40, 104, 80, 0.8, 0), (200, 200, 240, 240, 0.7, 0))
+    asked = PredictOptions.model_validate({"tile": 320, "tile_merge": merge} | options)
+    letterboxes = [WHOLE, tile(0, 0), tile(256, 0)]
+    found = TASKS["segment"].merged([candidates(), first, second], letterboxes, asked, lambda: None)
+    return [dict(part) for part in TASKS["segment"].parts(found)]
 
 
 def test_the_outline_of_a_merged_object_is_around_both_masks() -> None:
-    one, other = (
-        segments((0, 0, 40, 40, 0.9, 0), square(0, 0, 40)),
-        segments((20, 0, 60, 40, 0.8, 0), square(20, 0, 40)),
-    )
-    options = PredictOptions(tile=320, tile_merge="greedy_nmm_ios")
-    found = TASKS["segment"].merged([one, other], [WHOLE, tile(0, 0)], options)
-    (part,) = TASKS["segment"].parts(found)
-    assert part["box"] == {"x1": 0, "y1": 0, "x2": 60, "y2": 40}
-    assert outlines.overlap(part["segments"], {"x": [0, 60, 60, 0], "y": [0, 0, 40, 40]}) > 0.98
-    kept = TASKS["segment"].merged([one, other], [WHOLE, tile(0, 0)], PredictOptions(tile=320, tile_merge="nms_ios"))
-    assert TASKS["segment"].parts(kept)[0]["segments"] == {"x": [0, 0, 40, 40], "y": [0, 40, 40, 0]}
+    one, other = parts("greedy_nmm_ios")
+    assert one["box"] == {"x1": 216, "y1": 40, "x2": 360, "y2": 80}
+    assert outlines.overlap(one["segments"], {"x": [216, 359, 359, 216], "y": [40, 40, 79, 79]}) > 0.98
+    assert other["box"] == {"x1": 456, "y1": 200, "x2": 496, "y2": 240}
+    assert (min(other["segments"]["x"]), max(other["segments"]["x"])) == (456, 495)
+
+
+def test_the_best_box_keeps_its_own_outline() -> None:
+    one, _ = parts("nms_ios")
+    assert one["segments"] == {"x": [216, 216, 319, 319], "y": [40, 79, 79, 40]}
+    assert all("segments" not in part for part in parts("nms_ios", masks=False))
+
+
+def test_masks_are_made_only_of_boxes_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    masks = segment.masks
+    monkeypatch.setattr(segment, "masks", lambda kept, prototypes: made.append(len(kept)) or masks(kept, prototypes))
+    for merge, of_each in (("nms_ios", [0, 1, 1]), ("greedy_nmm_ios", [0, 1, 2])):
+        made.clear()
+        parts(merge)
+        assert made == of_each
+
+
+def test_the_deadline_is_looked_at_for_each_tile() -> None:
+    looks = []
+    for name in ("detect", "segment"):
+        boxes_of = [candidates((0, 0, 9, 9, 0.5, 0))] * 3
+        TASKS[name].merged(boxes_of, [WHOLE] * 3, PredictOptions(tile=320), lambda: looks.append(1))
+    assert len(looks) >= 6
 
 
 def test_masks_far_apart_stay_two_pieces() -> None:
@@ -265,6 +302,7 @@ def test_key_points_of_a_merged_object_are_those_of_the_surest() -> None:
         detections([(0, 0, 40, 40, 0.9, 0), (10, 0, 50, 40, 0.8, 0)]),
         extra=np.arange(12, dtype=np.float32).reshape(2, 6),
     )
-    one = TASKS["pose"].merged([found], [WHOLE], PredictOptions(tile=320, tile_merge="greedy_nmm_ios"))
+    options = PredictOptions(tile=320, tile_merge="greedy_nmm_ios")
+    one, _ = merging.merged([found], [WHOLE], options, TASKS["pose"].geometry)
     (part,) = TASKS["pose"].parts(one)
     assert (part["box"]["x2"], part["keypoints"]["x"]) == (50, [0, 3])

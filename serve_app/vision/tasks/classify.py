@@ -10,7 +10,7 @@ import numpy as np
 
 from serve_app.settings import PredictOptions
 from serve_app.vision.image import Letterbox
-from serve_app.vision.tasks.task import ALWAYS, PIXELS, Floats, Found, Ints, Output, Part, Units
+from serve_app.vision.tasks.task import ALWAYS, PIXELS, Check, Floats, Found, Ints, Output, Part, Units
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,9 @@ class Classify:
         """See `Task`."""
         return candidates
 
-    def merged(self, found: Sequence[Classes], letterboxes: Sequence[Letterbox], options: PredictOptions) -> Classes:
+    def merged(
+        self, candidates: Sequence[Classes], letterboxes: Sequence[Letterbox], options: PredictOptions, in_time: Check
+    ) -> Classes:
         """There are no tiles: a class belongs to the whole photo."""
         raise NotImplementedError
 

@@ -10,7 +10,7 @@ from serve_app.vision import boxes
 from serve_app.vision.boxes import Detections
 from serve_app.vision.image import Letterbox
 from serve_app.vision.tasks import merging
-from serve_app.vision.tasks.task import OF_BOXES, PIXELS, Floats, Found, Ints, Output, Part, Units
+from serve_app.vision.tasks.task import OF_BOXES, PIXELS, Check, Floats, Found, Ints, Output, Part, Units
 
 
 class Detect:
@@ -41,10 +41,19 @@ class Detect:
         return boxes.to_photo(kept, letterbox)
 
     def merged(
-        self, found: Sequence[Detections], letterboxes: Sequence[Letterbox], options: PredictOptions
+        self,
+        candidates: Sequence[Detections],
+        letterboxes: Sequence[Letterbox],
+        options: PredictOptions,
+        in_time: Check,
     ) -> Detections:
         """See `Task`."""
-        return merging.merged(found, letterboxes, options, self.geometry)[0]
+        parts = []
+        for one, letterbox in zip(candidates, letterboxes, strict=True):
+            in_time()
+            parts.append(self.final(one, letterbox, options))
+            merging.check_count(parts)
+        return merging.merged(parts, letterboxes, options, self.geometry)[0]
 
     def parts(self, found: Detections, units: Units = PIXELS) -> list[Part]:
         """`box`: x1, y1, x2, y2."""

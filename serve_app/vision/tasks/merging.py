@@ -38,9 +38,9 @@ class Geometry(NamedTuple):
     around: Callable[[Detections, Detections], Detections]  # the box around two, with the rest of the first one
 
 
-def check_count(boxes: int) -> None:
+def check_count(parts: Sequence[Detections]) -> None:
     """Raises ImageTooComplex if the tiles of a photo have more boxes than can be merged."""
-    if boxes > MOST_BOXES:
+    if sum(map(len, parts)) > MOST_BOXES:
         raise ImageTooComplex(
             f"`tile`: the tiles have more than {MOST_BOXES} boxes: ask for a higher `conf`, a lower `max_det`, or "
             "larger tiles"

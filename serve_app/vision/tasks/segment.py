@@ -24,7 +24,7 @@ from serve_app.vision.image import Letterbox
 from serve_app.vision.tasks import merging, outlines
 from serve_app.vision.tasks.detect import Detect
 from serve_app.vision.tasks.outlines import Outline
-from serve_app.vision.tasks.task import OF_BOXES, PIXELS, Floats, Output, Part, Units
+from serve_app.vision.tasks.task import OF_BOXES, PIXELS, Check, Floats, Output, Part, Units
 
 Mask = tuple[NDArray[np.uint8], tuple[int, int]]  # 0 and 1 (h, w) of the part inside a box, and its left, top
 EMPTY = np.zeros((0, 0), np.uint8)
@@ -68,6 +68,12 @@ class Segment(Detect):
     def final(self, candidates: Detections, letterbox: Letterbox, options: PredictOptions) -> Segments:
         """See `Task`. Raises ImageTooComplex for `retina_masks` of more than MOST_PIXELS."""
         kept = boxes.non_max_suppression(candidates, options.iou, options.max_det, options.agnostic_nms)
+        return self._outlined(kept, candidates, letterbox, options)
+
+    def _outlined(
+        self, kept: Detections, candidates: Detections, letterbox: Letterbox, options: PredictOptions
+    ) -> Segments:
+        """The kept ones of the candidates in pixels of the photo, with their outlines if they are wanted."""
         found = boxes.to_photo(kept, letterbox)
         prototypes = getattr(candidates, "prototypes", None)
         lines = () if prototypes is None else _outlines(kept, found, prototypes, letterbox, native=options.retina_masks)
@@ -75,15 +81,34 @@ class Segment(Detect):
         return Segments(found.xyxy, found.confidence, found.class_id, found.extra, drawn)
 
     def merged(
-        self, found: Sequence[Detections], letterboxes: Sequence[Letterbox], options: PredictOptions
+        self,
+        candidates: Sequence[Detections],
+        letterboxes: Sequence[Letterbox],
+        options: PredictOptions,
+        in_time: Check,
     ) -> Segments:
-        """See `Task`. The outline of a merged object is around the masks of all that are in it."""
-        kept, members = merging.merged(found, letterboxes, options, self.geometry)
-        lines = None
-        if options.masks:
-            each = [line for one in found for line in getattr(one, "outlines", None) or ()]
-            lines = tuple(outlines.union([each[n] for n in inside]) for inside in members)
-        return Segments(kept.xyxy, kept.confidence, kept.class_id, kept.extra, lines)
+        """See `Task`. The outline of a merged object is around the masks of all that are in it.
+
+        Masks take most of the time, so they are made only of boxes that are left.
+        """
+        kept, parts = list[Detections](), list[Detections]()
+        for one, letterbox in zip(candidates, letterboxes, strict=True):
+            in_time()
+            kept.append(boxes.non_max_suppression(one, options.iou, options.max_det, options.agnostic_nms))
+            parts.append(boxes.to_photo(kept[-1], letterbox))
+            merging.check_count(parts)
+        found, members = merging.merged(parts, letterboxes, options, self.geometry)
+        if not options.masks:
+            return Segments(found.xyxy, found.confidence, found.class_id, found.extra)
+        wanted, outline_of, first = {n for inside in members for n in inside}, dict[int, Outline](), 0
+        for of_tile, one, letterbox in zip(kept, candidates, letterboxes, strict=True):
+            in_time()
+            places = [n for n in range(len(of_tile)) if first + n in wanted]
+            made = self._outlined(of_tile.take(places), one, letterbox, options).outlines or ()
+            outline_of |= zip((first + n for n in places), made, strict=True)
+            first += len(of_tile)
+        lines = tuple(outlines.union([outline_of[n] for n in inside]) for inside in members)
+        return Segments(found.xyxy, found.confidence, found.class_id, found.extra, lines)
 
     def parts(self, found: Detections, units: Units = PIXELS) -> list[Part]:
         """`box`, and `segments` with the x and y of the outline. Several pieces are one line that returns on itself."""

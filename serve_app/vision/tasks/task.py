@@ -5,7 +5,7 @@ Detector: `candidates`. Postprocessor: `final`. Ingress, golden sets, drawing: `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from serve_app.vision.image import Letterbox
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Output = tuple[Floats, ...]  # what a network gives for one image; its task says what they are
+Check = Callable[[], None]  # raises an error when there is no time left
 Part = dict[str, dict[str, Any]]  # what an answer says of one object besides class and confidence, such as its box
 # Options that every task takes, and those of every task with boxes.
 ALWAYS = frozenset({"conf", "classes", "format"})
@@ -75,8 +76,13 @@ class Task(Protocol):
         """What it has found, in pixels of the photo."""
         ...
 
-    def merged(self, found: Sequence[Any], letterboxes: Sequence[Letterbox], options: PredictOptions) -> Found:
-        """What was found in the network inputs of one photo, first in the whole and then in its tiles, as one."""
+    def merged(
+        self, candidates: Sequence[Any], letterboxes: Sequence[Letterbox], options: PredictOptions, in_time: Check
+    ) -> Found:
+        """What it has found in the network inputs of one photo, first in the whole and then in its tiles.
+
+        Raises ImageTooComplex for too many boxes, and what `in_time` raises, which it calls again and again.
+        """
         ...
 
     def parts(self, found: Any, units: Units = PIXELS) -> list[Part]:  # noqa: ANN401 - its own Found

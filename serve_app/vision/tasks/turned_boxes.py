@@ -46,9 +46,29 @@ def overlaps(one: Detections, others: Detections, smaller: bool) -> Floats:
     common = np.zeros(len(others), np.float32)
     apart = (rest.max(1) <= first.min(0)).any(1) | (rest.min(1) >= first.max(0)).any(1)
     for n in np.flatnonzero(~apart):
-        common[n], _ = cv2.intersectConvexConvex(first, rest[n])
+        common[n] = common_area(first, rest[n])
     (area,), areas = middles(one)[1].prod(1), middles(others)[1].prod(1)
     return shares(common, area, areas, smaller)
+
+
+def common_area(one: Floats, other: Floats) -> float:
+    """The area that two boxes have in common, from their `corners` (4, 2): one clipped at each edge of the other.
+
+    Sutherland and Hodgman 1974. OpenCV's `intersectConvexConvex` and `rotatedRectangleIntersection` give wrong areas,
+    also 0, where edges lie on one line.
+    """
+    left = [complex(*point) for point in one.tolist()]
+    edges = [complex(*point) for point in other.tolist()]
+    for start, end in zip(edges, [*edges[1:], edges[0]], strict=True):
+        sides = [((point - start).conjugate() * (end - start)).imag for point in left]  # below 0: outside
+        around = zip(left, sides, [*left[1:], *left[:1]], [*sides[1:], *sides[:1]], strict=True)
+        left = []
+        for point, side, following, next_side in around:
+            if side >= 0:
+                left.append(point)
+            if side * next_side < 0:  # the edge between them crosses the line
+                left.append(point + (following - point) * side / (side - next_side))
+    return abs(sum((a.conjugate() * b).imag for a, b in zip(left, [*left[1:], *left[:1]], strict=True))) / 2
 
 
 def around(one: Detections, other: Detections) -> Detections:
