@@ -13,7 +13,7 @@ from serve_app import deadline
 from serve_app.errors import MalformedRequest
 from serve_app.http import body, json_text, request_options
 from serve_app.http.oip import live_model
-from serve_app.http.predict import image_answers, recognise
+from serve_app.http.predict import image_answers, recognise, written
 from serve_app.http.recognition_service import RecognitionService
 from serve_app.http.upload import Upload, check_count
 from serve_app.settings import AppSettings
@@ -33,7 +33,7 @@ def router(service: RecognitionService) -> APIRouter:
             await live_model(service, model)
             sent = parse(await body.read(request, service.settings), service.settings)
             done = await recognise(service, request, sent, expires_at)
-        images = image_answers(done, sent.options)
+        images = await written(sent.options, image_answers, done, sent.options)
         return {"predictions": [image.model_dump(by_alias=True, exclude_none=True) for image in images]}
 
     return routes

@@ -15,7 +15,7 @@ from serve_app import __version__, deadline
 from serve_app.errors import MalformedRequest, NotFound
 from serve_app.graph.payloads import Finished
 from serve_app.http import body, json_text, request_options
-from serve_app.http.predict import all_of, recognise
+from serve_app.http.predict import all_of, recognise, written
 from serve_app.http.recognition_service import RecognitionService
 from serve_app.http.schemas import results_of
 from serve_app.http.upload import Upload, check_count
@@ -63,13 +63,14 @@ def router(service: RecognitionService) -> APIRouter:
     async def infer(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
         async with deadline.until(request.headers.get(deadline.HEADER), service.settings.timeout_s) as expires_at:
             live = await live_model(service, model, version)
-            content = await body.read(request, service.settings)
-            header, images = parse(content, request.headers.get(BINARY), service.settings)
+            sent_body = await body.read(request, service.settings)
+            header, images = parse(sent_body, request.headers.get(BINARY), service.settings)
             wanted = outputs(header.get("outputs"), TASKS[live.task])
             given = {k: v for k, v in (header.get("parameters") or {}).items() if k not in PROTOCOL_PARAMETERS}
             sent = Upload(images, request_options.parse(given, only_json=True))
             done = await recognise(service, request, sent, expires_at)
-        return {"id": header.get("id") or ""} | answer(all_of(done), sent.options, wanted)
+        content = await written(sent.options, answer, all_of(done), sent.options, wanted)
+        return {"id": header.get("id") or ""} | content
 
     return routes
 

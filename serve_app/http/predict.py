@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
@@ -24,6 +25,7 @@ from serve_app.http.request_log import log_outcome
 from serve_app.http.schemas import ImageAnswer, Metadata, ModelCard, PredictAnswer
 from serve_app.settings import PredictOptions
 
+Answer = TypeVar("Answer")
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 OPTIONS = PredictOptions.model_json_schema()["properties"]
 FILE = {"type": "array", "items": {"type": "string", "format": "binary"}}
@@ -73,7 +75,7 @@ def router(service: RecognitionService) -> APIRouter:
             if sent.options.format == "image" and len(sent.images) > 1:
                 raise InvalidParameter("`format`: `image` allows one image in a request, send each image alone")
             done = await recognise(service, request, sent, expires_at)
-        answer = render(request, sent.options, done)
+        answer = await written(sent.options, render, request, sent.options, done)
         finished = [one for one in done if isinstance(one, Finished)]
         answer.headers["X-Model-Name"] = model_header(finished[0].weights.name)
         answer.headers["X-Model-Sha256"] = finished[0].weights.sha256
@@ -108,6 +110,11 @@ async def recognise(
         raise done[0]  # type: ignore[misc] # the line above checks its type
     log_outcome(request, sent.options, done)  # type: ignore[arg-type] # the first loop checks the types
     return done  # type: ignore[return-value]
+
+
+async def written(options: PredictOptions, write: Callable[..., Answer], *args: object) -> Answer:
+    """The answer as `write` makes it. Tiles may have 20,000 boxes, so it works in a thread then: others do not wait."""
+    return await asyncio.to_thread(write, *args) if options.tile else write(*args)
 
 
 def render(request: Request, options: PredictOptions, done: list[Finished | AppError]) -> Response:
