@@ -75,7 +75,7 @@ def prepare(
         rgb, (height, width) = image.reduced(photo, size / min(side, max(photo.size)))
     whole, letterbox = image.letterbox(rgb, size, (height, width))
     inputs, letterboxes = [whole], [letterbox]
-    n = round(width / rgb.shape[1])
+    n = round(max(width / rgb.shape[1], height / rgb.shape[0]))  # the longer side says it, one of 1 pixel does not
     for left, top, right, bottom in tiling.places(width, height, side):
         piece = rgb[top // n : -(-bottom // n), left // n : -(-right // n)]
         x, y = left // n * n, top // n * n

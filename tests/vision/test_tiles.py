@@ -117,6 +117,18 @@ def test_the_first_input_is_the_whole_photo_as_without_tiles() -> None:
     assert {one.shape for one in cut} == {(320, 320, 3)}
 
 
+@pytest.mark.parametrize(("width", "height"), [(1, 6000), (6000, 1), (5, 6001), (6001, 17)])
+def test_a_photo_of_a_few_pixels_across(width: int, height: int) -> None:
+    """As a JPEG it is decoded at 1/4 of its length; its tiles still lie in a row that ends with the photo."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "white").save(file, "JPEG")
+    _, (_, *cut), _ = tiles.prepare(file.getvalue(), 320, 10**8, 10, Tiling(1500, 0.2, 50))
+    assert len(cut) == 5
+    ends = [(box.tile_x + box.width, box.tile_y + box.height) for box in cut]
+    assert ends[-1] == (width, height)
+    assert all(0 < end[0] <= width and 0 < end[1] <= height for end in ends)
+
+
 def test_a_photo_that_one_tile_holds_has_none() -> None:
     inputs, _, side = tiles.prepare(photo(300, 200, [(100, 100)]), 320, 10**8, 10, Tiling("auto", 0.2, 50))
     assert (len(inputs), side) == (1, 320)
