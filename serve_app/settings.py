@@ -38,10 +38,16 @@ Conf = Annotated[
     Annotated[Fraction, Tag("number")] | Annotated[ConfOfClasses, Tag("mapping")],
     Discriminator(lambda value: "mapping" if isinstance(value, dict) else "number"),
 ]
-Tile = Annotated[
-    Annotated[int, Field(ge=32, le=20_000), Tag("side")] | Annotated[Literal["auto"], Tag("auto")],
-    Discriminator(lambda value: "auto" if isinstance(value, str) and not value.isdigit() else "side"),
-]
+
+
+def _side_or_auto(value: object) -> object:
+    number = _id_or_name(value)
+    if value == "auto" or (isinstance(number, int) and not isinstance(number, bool) and 32 <= number <= 20_000):
+        return number
+    raise ValueError("must be a whole number from 32 to 20000, or `auto`")
+
+
+Tile = Annotated[Annotated[int, Field(ge=32, le=20_000)] | Literal["auto"], BeforeValidator(_side_or_auto)]
 TileMerge = Literal["uncut", "nms_iou", "nms_ios", "nmm_iou", "nmm_ios", "greedy_nmm_iou", "greedy_nmm_ios"]
 PILLOW_LIMIT = 89_478_485  # pixels; Pillow itself refuses larger images as decompression bombs
 PROXY_WINDOW_BYTES = 32_000_000  # most that is read of a body, see http/proxy_middleware.py

@@ -113,7 +113,7 @@ def ours(photo: Path, loaded: Loaded, size: int, case: Case) -> Detections:
 def same(one: Detections, other: Detections) -> int:
     """How many boxes of `one` are in `other`, too."""
     return sum(
-        bool(((boxes.overlaps(one.take([n]), other, False) >= 0.99) & (other.class_id == one.class_id[n])).any())
+        bool(((boxes.overlaps(one.take([n]), other, "iou") >= 0.99) & (other.class_id == one.class_id[n])).any())
         for n in range(len(one))
     )
 

@@ -49,7 +49,10 @@ def add(command: argparse.ArgumentParser) -> None:
     command.add_argument("--weights", help="as in the settings; those of the configuration when not given")
     command.add_argument("--format", choices=("parquet", "jsonl"), default="parquet", help="of the rows")
     command.add_argument(
-        "--part", type=positive, metavar="N", help="photos in one file of rows, of a new run; 128, with --tile 4"
+        "--part",
+        type=positive,
+        metavar="N",
+        help="photos in one file of rows, of a new run; 128, or 1 to 4 with --tile",
     )
     command.add_argument("--save", action="store_true", help="also write the photos, with what was found drawn")
     command.add_argument("--max-errors", type=int, metavar="N", help="stop when more photos failed")

@@ -29,7 +29,7 @@ from serve_app.settings import AppSettings
 from serve_app.weights import loader
 from serve_app.weights.address import SCHEME
 
-PART, TILED_PART = 128, 4  # photos in a part: those with tiles need up to 0.3 GB of memory each
+PART, TILED_PART = 128, 4  # photos in a part; one with tiles takes up to 0.3 GB of memory, with masks 1.2
 READERS = 32  # threads that read the parts of earlier runs
 
 
@@ -77,7 +77,7 @@ def begin(request: Request, settings: AppSettings, storage: Storage, folder: Pat
     if on_disk and folder is None:
         raise CommandFailed(f"{on_disk[0]} is on one machine's disk, and this is a cluster: use s3:// for all")
     pinned = loader.pin(settings.weights, settings)
-    default = TILED_PART if request.asked.options.tile else PART
+    default = PART if not request.asked.options.tile else 1 if pinned.task == "segment" else TILED_PART
     plan = Plan(
         asked=request.asked, weights=pinned.uri, sha256=pinned.sha256, task=pinned.task, precision=settings.precision,
         image_size=settings.image_size or pinned.image_size, images=len(found.photos), part=request.part or default,

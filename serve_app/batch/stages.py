@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import ray
 
@@ -87,6 +87,15 @@ def decode(table: Table, job: Job) -> Table:
         return packed(replace(part, photos=photos))
 
 
+class Outcome(NamedTuple):
+    """What a batch made of one input: its candidates; the number, the seconds and the size of the batch."""
+
+    candidates: Found
+    batch: int
+    seconds: float
+    batch_size: int
+
+
 class Network:
     """Runs the network on parts. Loads the weights once; those in S3 come from the weights holder."""
 
@@ -106,23 +115,23 @@ class Network:
         inputs = [(input_hwc, one.options) for one in photos for input_hwc in one.inputs_hwc]
         order = sorted(range(len(inputs)), key=lambda n: inputs[n][0].shape)
         batches = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
-        found = self._lanes.map(self._forward, ([inputs[n] for n in batch] for batch in batches))
+        found = self._lanes.map(self._forward, itertools.count(), ([inputs[n] for n in batch] for batch in batches))
         outcomes = dict(zip(order, itertools.chain.from_iterable(found), strict=True))
         in_turn = (outcomes[n] for n in range(len(inputs)))
         done = [self._detected(one, in_turn) if isinstance(one, Prepared) else one for one in part.photos]
         return packed(replace(part, photos=done, weights=self.weights))
 
-    def _forward(self, batch: list[Input]) -> list[tuple[Found, float, int]]:
-        """The candidates of each input, and the seconds and the size of its batch."""
+    def _forward(self, number: int, batch: list[Input]) -> list[Outcome]:
         found, took = forward(self._loaded, batch)
-        return [(one, took, len(batch)) for one in found]
+        return [Outcome(one, number, took, len(batch)) for one in found]
 
-    def _detected(self, p: Prepared, outcomes: Iterator[tuple[Found, float, int]]) -> Detected:
+    def _detected(self, p: Prepared, outcomes: Iterator[Outcome]) -> Detected:
         """What the next outcomes, those of its own inputs, say of a photo."""
-        candidates, seconds, sizes = zip(*itertools.islice(outcomes, len(p.inputs_hwc)), strict=True)
+        own = list(itertools.islice(outcomes, len(p.inputs_hwc)))
+        took = {one.batch: one.seconds for one in own}
         return Detected(
-            candidates, p.letterboxes, p.tile, p.options, p.photo, p.expires_at, self.weights,
-            p.preprocess_s, 0.0, sum(seconds), max(sizes), "",
+            [one.candidates for one in own], p.letterboxes, p.tile, p.options, p.photo, p.expires_at, self.weights,
+            p.preprocess_s, 0.0, sum(took.values()), max(one.batch_size for one in own), "",
         )  # fmt: skip
 
 
@@ -135,7 +144,7 @@ def finish(table: Table, job: Job) -> dict[str, Any]:
         for place, (source, one) in enumerate(zip(part.sources, part.photos, strict=True)):
             attempt.begins(place)
             found = DEADLY if place in deadly else one
-            done = found if isinstance(found, AppError) else guarded(source, partial(postprocess, found))
+            done = found if isinstance(found, AppError) else guarded(source, partial(postprocess.finish, found))
             written.append(rows.of(source, done, part.weights, job.options))
             if not isinstance(done, AppError) and done.drawn:
                 number = part.number * job.plan.part + place

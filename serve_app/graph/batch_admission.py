@@ -9,7 +9,6 @@ for one more batch, and then join it together.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
@@ -26,13 +25,14 @@ class BatchAdmission:
         self._concurrent, self._running = concurrent_batches, 0
         self._forming: set[object] = set()
         self._late: set[object] = set()  # admitted, but Serve closed the batch without them: they form the next one
-        self._waiting: dict[object, deque[tuple[object, asyncio.Future[None]]]] = {}  # by caller; the first one is next
+        # Images by caller, in order. The first caller is the next one.
+        self._waiting: dict[object, dict[object, asyncio.Future[None]]] = {}
 
     @asynccontextmanager
     async def admitted(self, image: object, caller: object) -> AsyncIterator[None]:
         """Waits until the image may join the forming batch. Those of one caller are admitted in order of arrival."""
         admitted = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(caller, deque()).append((image, admitted))
+        self._waiting.setdefault(caller, {})[image] = admitted
         self._admit()
         try:
             await admitted
@@ -40,6 +40,7 @@ class BatchAdmission:
         finally:
             for batch in (self._forming, self._late):
                 batch.discard(image)  # still there if the caller left before the batch started
+            self._leave(image, caller)
             self._admit()
 
     @contextmanager
@@ -62,16 +63,18 @@ class BatchAdmission:
         # Late images take the next batch. If others formed one beside them, both would stay small for ever.
         taken = self._running + bool(self._late)
         while self._waiting and taken < self._concurrent and len(self._forming) < self.size:
-            image, admitted = self._next()
+            caller = next(iter(self._waiting))
+            image, admitted = next(iter(self._waiting[caller].items()))
+            self._leave(image, caller)
+            if images := self._waiting.pop(caller, None):
+                self._waiting[caller] = images  # its next turn comes after all others
             if not admitted.done():  # done here means cancelled
                 self._forming.add(image)
                 admitted.set_result(None)
 
-    def _next(self) -> tuple[object, asyncio.Future[None]]:
-        """The next image of the caller whose turn it is; the caller's next turn comes after all others."""
-        caller = next(iter(self._waiting))
-        images = self._waiting.pop(caller)
-        image = images.popleft()
-        if images:
-            self._waiting[caller] = images
-        return image
+    def _leave(self, image: object, caller: object) -> None:
+        """Takes an image out of those that wait, if it is there."""
+        images = self._waiting.get(caller, {})
+        images.pop(image, None)
+        if not images:
+            self._waiting.pop(caller, None)

@@ -24,7 +24,7 @@ class Prepared:
     The first input is the whole photo, the others are its tiles.
     """
 
-    inputs_hwc: Sequence[NDArray[np.uint8]]  # RGB (H, W, 3) each
+    inputs_hwc: list[NDArray[np.uint8]]  # RGB (H, W, 3) each
     letterboxes: Sequence[image.Letterbox]
     tile: int | None  # side of the tiles in pixels of the photo, if they were asked for
     options: PredictOptions
@@ -45,8 +45,8 @@ class Detected:
     expires_at: float  # as in Prepared
     weights: Weights
     preprocess_s: float
-    queue_s: float  # until the first network input's batch started
-    inference_s: float  # of the whole batch; with tiles, until the last batch ended
+    queue_s: float  # in the Detector, while none of its batches ran
+    inference_s: float  # of the whole batch; with tiles, while any of its batches ran
     batch_size: int  # of the largest batch
     replica: str  # Serve's id of the Detector replica that ran the batch
 

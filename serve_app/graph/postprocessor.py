@@ -5,7 +5,10 @@ What the stage does with them is the task's, see `vision/tasks/`.
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -28,8 +31,15 @@ class Postprocessor(Stage):
     def __init__(self, settings: AppSettings) -> None:
         self._settings = settings
         self._seconds, self._detections = metrics.stage_seconds(), metrics.detections_total()
+        self._tiled = ThreadPoolExecutor(1, "tiled")  # it may need seconds, and must not take the threads of others
 
-    def __call__(self, d: Detected) -> Finished:
+    async def __call__(self, d: Detected) -> Finished:
+        """`finish` in a thread: NMS takes up to 20 ms, drawing a large photo 1 s. Photos with tiles wait for others."""
+        context = contextvars.copy_context()  # of the trace
+        pool = self._tiled if len(d.candidates) > 1 else None
+        return await asyncio.get_running_loop().run_in_executor(pool, context.run, self.finish, d)
+
+    def finish(self, d: Detected) -> Finished:
         """Finishes them with the request's own options, and draws them if requested.
 
         Raises ImageTooComplex or Timeout.

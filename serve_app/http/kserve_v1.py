@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 
 from serve_app import deadline
-from serve_app.errors import MalformedRequest
+from serve_app.errors import AppError, MalformedRequest
+from serve_app.graph.payloads import Finished
 from serve_app.http import body, json_text, request_options
 from serve_app.http.oip import live_model
 from serve_app.http.predict import image_answers, recognise, written
 from serve_app.http.recognition_service import RecognitionService
 from serve_app.http.upload import Upload, check_count
-from serve_app.settings import AppSettings
+from serve_app.settings import AppSettings, PredictOptions
 
 
 def router(service: RecognitionService) -> APIRouter:
@@ -27,16 +29,21 @@ def router(service: RecognitionService) -> APIRouter:
     async def model_ready(model: str) -> dict[str, Any]:
         return {"name": (await live_model(service, model)).name, "ready": True}
 
-    @routes.post("/{model}:predict")
-    async def predict(request: Request, model: str) -> dict[str, Any]:
+    @routes.post("/{model}:predict", response_model=dict[str, Any])
+    async def predict(request: Request, model: str) -> Response:
         async with deadline.until(request.headers.get(deadline.HEADER), service.settings.timeout_s) as expires_at:
             await live_model(service, model)
             sent = parse(await body.read(request, service.settings), service.settings)
             done = await recognise(service, request, sent, expires_at)
-        images = await written(sent.options, image_answers, done, sent.options)
-        return {"predictions": [image.model_dump(by_alias=True, exclude_none=True) for image in images]}
+        return await written(sent.options, answer, done, sent.options)
 
     return routes
+
+
+def answer(done: list[Finished | AppError], options: PredictOptions) -> Response:
+    """The response, with the JSON of each image or its error."""
+    images = image_answers(done, options)
+    return JSONResponse({"predictions": [image.model_dump(by_alias=True, exclude_none=True) for image in images]})
 
 
 def parse(text: bytes, settings: AppSettings) -> Upload:

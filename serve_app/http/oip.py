@@ -9,7 +9,8 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 
 from serve_app import __version__, deadline
 from serve_app.errors import MalformedRequest, NotFound
@@ -58,9 +59,9 @@ def router(service: RecognitionService) -> APIRouter:
     async def model_ready(model: str, version: str | None = None) -> dict[str, Any]:
         return {"name": (await live_model(service, model, version)).name, "ready": True}
 
-    @routes.post("/models/{model}/infer")
-    @routes.post("/models/{model}/versions/{version}/infer")
-    async def infer(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
+    @routes.post("/models/{model}/infer", response_model=dict[str, Any])
+    @routes.post("/models/{model}/versions/{version}/infer", response_model=dict[str, Any])
+    async def infer(request: Request, model: str, version: str | None = None) -> Response:
         async with deadline.until(request.headers.get(deadline.HEADER), service.settings.timeout_s) as expires_at:
             live = await live_model(service, model, version)
             sent_body = await body.read(request, service.settings)
@@ -69,8 +70,7 @@ def router(service: RecognitionService) -> APIRouter:
             given = {k: v for k, v in (header.get("parameters") or {}).items() if k not in PROTOCOL_PARAMETERS}
             sent = Upload(images, request_options.parse(given, only_json=True))
             done = await recognise(service, request, sent, expires_at)
-        content = await written(sent.options, answer, all_of(done), sent.options, wanted)
-        return {"id": header.get("id") or ""} | content
+        return await written(sent.options, answer, header.get("id") or "", all_of(done), sent.options, wanted)
 
     return routes
 
@@ -172,8 +172,13 @@ def outputs(requested: Any, task: Task) -> list[dict[str, Any]]:  # noqa: ANN401
     return [known[name] for name in names]
 
 
-def answer(done: list[Finished], options: PredictOptions, wanted: list[dict[str, Any]]) -> dict[str, Any]:
-    """The model and the wanted output tensors of the response."""
+def answer(
+    request_id: Any,  # noqa: ANN401 - as in the request
+    done: list[Finished],
+    options: PredictOptions,
+    wanted: list[dict[str, Any]],
+) -> Response:
+    """The response: the request's id, the model and the wanted output tensors."""
     weights, task = done[0].weights, TASKS[done[0].weights.task]
     table = [(i, one) for i, image in enumerate(done) for one in results_of(image, options)]
     found = [one for _, one in table]
@@ -185,8 +190,11 @@ def answer(done: list[Finished], options: PredictOptions, wanted: list[dict[str,
     pairs = zip(tensors_of(task), columns, strict=True)
     tensors = [tensor | {"shape": shape, "data": data} for tensor, (data, shape) in pairs]
     by_name = {tensor["name"]: tensor for tensor in tensors}
-    return {
-        "model_name": weights.name,
-        "model_version": weights.sha256,
-        "outputs": [by_name[output["name"]] for output in wanted],
-    }
+    return JSONResponse(
+        {
+            "id": request_id,
+            "model_name": weights.name,
+            "model_version": weights.sha256,
+            "outputs": [by_name[output["name"]] for output in wanted],
+        }
+    )

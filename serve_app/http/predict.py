@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
@@ -25,7 +26,7 @@ from serve_app.http.request_log import log_outcome
 from serve_app.http.schemas import ImageAnswer, Metadata, ModelCard, PredictAnswer
 from serve_app.settings import PredictOptions
 
-Answer = TypeVar("Answer")
+LARGE = ThreadPoolExecutor(1, "large-answers")
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 OPTIONS = PredictOptions.model_json_schema()["properties"]
 FILE = {"type": "array", "items": {"type": "string", "format": "binary"}}
@@ -112,9 +113,9 @@ async def recognise(
     return done  # type: ignore[return-value]
 
 
-async def written(options: PredictOptions, write: Callable[..., Answer], *args: object) -> Answer:
+async def written(options: PredictOptions, write: Callable[..., Response], *args: object) -> Response:
     """The answer as `write` makes it. Tiles may have 20,000 boxes, so it works in a thread then: others do not wait."""
-    return await asyncio.to_thread(write, *args) if options.tile else write(*args)
+    return await asyncio.get_running_loop().run_in_executor(LARGE, write, *args) if options.tile else write(*args)
 
 
 def render(request: Request, options: PredictOptions, done: list[Finished | AppError]) -> Response:

@@ -6,6 +6,7 @@ Boxes are `xyxy`: x1, y1, x2, y2 in pixels, origin at the top left. Uses NumPy o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from serve_app.vision.image import Letterbox
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+# What two boxes have in common, as a share of both together, of the smaller one, or of the other one.
+Measure = Literal["iou", "ios", "covered"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +106,20 @@ def points_to_photo(points: Floats, letterbox: Letterbox) -> Floats:
     return ((points - offset) / scale).clip(0, limit) + corner
 
 
-def overlaps(one: Detections, others: Detections, smaller: bool) -> Floats:
-    """IoU of one box with each of N others, float32 (N,); with `smaller` the share of the smaller box instead (IoS)."""
+def overlaps(one: Detections, others: Detections, measure: Measure) -> Floats:
+    """How far one box overlaps with each of N others, float32 (N,)."""
     first, rest = one.xyxy[0], others.xyxy
     size = np.minimum(rest[:, 2:], first[2:]) - np.maximum(rest[:, :2], first[:2])
     return shares(
-        size.clip(min=0).prod(1), (first[2:] - first[:2]).prod(), (rest[:, 2:] - rest[:, :2]).prod(1), smaller
+        size.clip(min=0).prod(1), (first[2:] - first[:2]).prod(), (rest[:, 2:] - rest[:, :2]).prod(1), measure
     )
 
 
-def shares(common: Floats, area: np.float32, areas: Floats, smaller: bool) -> Floats:
-    """IoU or IoS from what one area has in common with N others, float32 (N,); 0 without any area."""
-    whole = np.minimum(area, areas) if smaller else area + areas - common
-    return np.divide(common, whole, out=np.zeros_like(common), where=whole > 0)
+def shares(common: Floats, area: np.float32, areas: Floats, measure: Measure) -> Floats:
+    """The `measure` of what one area has in common with N others, float32 (N,); 0 without any area."""
+    whole = {"iou": area + areas - common, "ios": np.minimum(area, areas), "covered": areas}[measure]
+    found: Floats = np.divide(common, whole, out=np.zeros_like(common), where=whole > 0)
+    return found
 
 
 def around(one: Detections, other: Detections) -> Detections:

@@ -108,16 +108,16 @@ def detected(boxes: int, expires_at: float) -> Detected:
 
 
 def test_boxes_of_all_tiles_are_merged_and_counted(postprocessor: Postprocessor) -> None:
-    done = postprocessor(detected(200, time.time() + 60))
+    done = postprocessor.finish(detected(200, time.time() + 60))
     assert (len(done.found), done.tiles.side, done.tiles.count) == (200, 32, 2)  # type: ignore[union-attr]
 
 
 def test_too_many_boxes_of_all_tiles_are_refused(postprocessor: Postprocessor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merging, "MOST_BOXES", 599)
     with pytest.raises(ImageTooComplex, match="more than 599 boxes"):
-        postprocessor(detected(200, time.time() + 60))
+        postprocessor.finish(detected(200, time.time() + 60))
 
 
 def test_the_postprocessor_stops_at_the_deadline(postprocessor: Postprocessor) -> None:
     with pytest.raises(Timeout):
-        postprocessor(detected(200, time.time() - 1))
+        postprocessor.finish(detected(200, time.time() - 1))

@@ -48,12 +48,12 @@ class Detect:
         in_time: Check,
     ) -> Detections:
         """See `Task`."""
-        parts = []
+        parts, of_tile = [], merging.options_of_tile(options)
         for one, letterbox in zip(candidates, letterboxes, strict=True):
             in_time()
-            parts.append(self.final(one, letterbox, options))
+            parts.append(self.final(one, letterbox, of_tile))
             merging.check_count(parts)
-        return merging.merged(parts, letterboxes, options, self.geometry)[0]
+        return merging.merged(parts, letterboxes, options, self.geometry, in_time)[0]
 
     def parts(self, found: Detections, units: Units = PIXELS) -> list[Part]:
         """`box`: x1, y1, x2, y2."""

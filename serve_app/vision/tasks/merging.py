@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.errors import ImageTooComplex
-from serve_app.settings import PredictOptions
-from serve_app.vision.boxes import Detections, Floats
+from serve_app.settings import MAX_DETECTIONS, PredictOptions
+from serve_app.vision.boxes import Detections, Floats, Measure
 from serve_app.vision.image import Letterbox
+from serve_app.vision.tasks.task import Check
 
 MATCH = 0.5  # SAHI's default
 NEAR = 3  # pixels of the network input: a box that ends so near to the border of a tile is cut by it
-MOST_BOXES = 20_000  # of all tiles; merging them takes 1 s on one core
+MOST_BOXES = 20_000  # of all tiles; merging them takes 1 s on one core, turned ones that lie close together 50 s
 Indices = NDArray[np.intp]
 
 
@@ -34,8 +35,13 @@ class Geometry(NamedTuple):
     """What the merging has to know of boxes."""
 
     extent: Callable[[Detections], Floats]  # the upright box around each, xyxy float32 (N, 4)
-    overlaps: Callable[[Detections, Detections, bool], Floats]  # of one with N others: IoU, or IoS; float32 (N,)
+    overlaps: Callable[[Detections, Detections, Measure], Floats]  # of one with N others, float32 (N,)
     around: Callable[[Detections, Detections], Detections]  # the box around two, with the rest of the first one
+
+
+def options_of_tile(options: PredictOptions) -> PredictOptions:
+    """The options of one tile: `max_det` counts what is left in the whole photo, so it does not hold for a tile."""
+    return options.model_copy(update={"max_det": MAX_DETECTIONS})
 
 
 def check_count(parts: Sequence[Detections]) -> None:
@@ -48,37 +54,43 @@ def check_count(parts: Sequence[Detections]) -> None:
 
 
 def merged(
-    parts: Sequence[Detections], letterboxes: Sequence[Letterbox], options: PredictOptions, geometry: Geometry
+    parts: Sequence[Detections],
+    letterboxes: Sequence[Letterbox],
+    options: PredictOptions,
+    geometry: Geometry,
+    in_time: Check,
 ) -> tuple[Detections, list[list[int]]]:
     """The merged boxes, best first, and for each the indices in `joined(parts)` of those that are in it.
 
     `parts` has what was found in each network input, in pixels of the photo. `letterboxes[0]` is that of the whole.
+    Calls `in_time` for each box.
     """
-    found = joined(parts)
+    found, kind = joined(parts), options.tile_merge
     class_id = np.zeros_like(found.class_id) if options.agnostic_nms else found.class_id
     x1, y1, x2, y2 = found.xyxy.T
     order = np.lexsort((y2, x2, y1, x1, -found.confidence))  # the boxes decide between equals, not the tiles' order
     cut = np.zeros(len(found), bool)
-    if options.tile_merge == "uncut":
+    if kind == "uncut":
         cut, doubled = borders(parts, letterboxes, options.overlap, geometry)
         order = np.concatenate([order[~cut[order]], order[(cut & ~doubled)[order]]])
 
-    def matching(one: Detections, whole: bool, others: Indices) -> Indices:
-        smaller = options.tile_merge.endswith("ios")
-        near = geometry.overlaps(one, found.take(others), smaller) >= MATCH
-        if whole and cut[others].any():
-            near |= cut[others] & (geometry.overlaps(one, found.take(others), True) >= MATCH)
-        return others[near]
+    def matching(one: Detections, others: Indices) -> Indices:
+        return others[geometry.overlaps(one, found.take(others), "ios" if kind.endswith("ios") else "iou") >= MATCH]
+
+    def taken(i: int, free: Indices) -> Indices:
+        in_time()
+        one, near = found.take([i]), matching(found.take([i]), free)
+        if cut[i] or not (parts_of := free[cut[free]]).size:
+            return near
+        covered = parts_of[geometry.overlaps(one, found.take(parts_of), "covered") >= MATCH]
+        return free[np.isin(free, near) | np.isin(free, covered)]
 
     made, members = [], []
-    transitive, merges = options.tile_merge.startswith("nmm"), "nmm" in options.tile_merge
-    neighbours = Neighbours(geometry.extent(found), class_id)
-    for first, rest in groups(
-        order, neighbours, lambda i, free: matching(found.take([i]), not cut[i], free), transitive
-    ):
+    for first, rest in groups(order, Neighbours(geometry.extent(found), class_id), taken, kind.startswith("nmm")):
         box, inside = found.take([first]), [first]
-        for other in rest if merges else ():
-            if len(matching(box, False, np.array([other]))):
+        for other in rest if "nmm" in kind else ():
+            in_time()
+            if len(matching(box, np.array([other]))):
                 box = geometry.around(box, found.take([other]))
                 inside.append(other)
         made.append(box)
@@ -91,7 +103,7 @@ def merged(
 
 
 def groups(
-    order: Indices, neighbours: Neighbours, matching: Callable[[int, Indices], Indices], transitive: bool
+    order: Indices, neighbours: Neighbours, takes: Callable[[int, Indices], Indices], transitive: bool
 ) -> list[tuple[int, list[int]]]:
     """In this order, the boxes that stay and those that each has taken; `transitive` is the rule of `nmm`."""
     taken_by, taken = np.full(neighbours.count, -1), dict[int, list[int]]()
@@ -105,7 +117,7 @@ def groups(
         near = neighbours.of(i)
         free = near[(taken_by[near] < 0) & (rank[near] > rank[i])]
         if len(free):
-            found = matching(i, free[np.argsort(rank[free])])
+            found = takes(i, free[np.argsort(rank[free])])
             taken_by[found] = taken_by[i]
             taken[int(taken_by[i])] += found.tolist()
     return list(taken.items())

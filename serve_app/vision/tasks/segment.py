@@ -91,13 +91,13 @@ class Segment(Detect):
 
         Masks take most of the time, so they are made only of boxes that are left.
         """
-        kept, parts = list[Detections](), list[Detections]()
+        kept, parts, each = list[Detections](), list[Detections](), merging.options_of_tile(options)
         for one, letterbox in zip(candidates, letterboxes, strict=True):
             in_time()
-            kept.append(boxes.non_max_suppression(one, options.iou, options.max_det, options.agnostic_nms))
+            kept.append(boxes.non_max_suppression(one, each.iou, each.max_det, each.agnostic_nms))
             parts.append(boxes.to_photo(kept[-1], letterbox))
             merging.check_count(parts)
-        found, members = merging.merged(parts, letterboxes, options, self.geometry)
+        found, members = merging.merged(parts, letterboxes, options, self.geometry, in_time)
         if not options.masks:
             return Segments(found.xyxy, found.confidence, found.class_id, found.extra)
         wanted, outline_of, first = {n for inside in members for n in inside}, dict[int, Outline](), 0
@@ -107,8 +107,11 @@ class Segment(Detect):
             made = self._outlined(of_tile.take(places), one, letterbox, options).outlines or ()
             outline_of |= zip((first + n for n in places), made, strict=True)
             first += len(of_tile)
-        lines = tuple(outlines.union([outline_of[n] for n in inside]) for inside in members)
-        return Segments(found.xyxy, found.confidence, found.class_id, found.extra, lines)
+        lines = []
+        for inside in members:
+            in_time()
+            lines.append(outlines.union([outline_of[n] for n in inside]))
+        return Segments(found.xyxy, found.confidence, found.class_id, found.extra, tuple(lines))
 
     def parts(self, found: Detections, units: Units = PIXELS) -> list[Part]:
         """`box`, and `segments` with the x and y of the outline. Several pieces are one line that returns on itself."""

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from serve_app.vision.boxes import Detections, Floats, shares
+from serve_app.vision.boxes import Detections, Floats, Measure, shares
 
 TINY = 1e-7
 
@@ -40,15 +40,15 @@ def extent(found: Detections) -> Floats:
     return np.concatenate([points.min(1), points.max(1)], 1)
 
 
-def overlaps(one: Detections, others: Detections, smaller: bool) -> Floats:
-    """IoU or IoS of a turned box with each of N others, float32 (N,), see `boxes.overlaps`."""
+def overlaps(one: Detections, others: Detections, measure: Measure) -> Floats:
+    """How far a turned box overlaps with each of N others, float32 (N,)."""
     (first,), rest = corners(one), corners(others)
     common = np.zeros(len(others), np.float32)
     apart = (rest.max(1) <= first.min(0)).any(1) | (rest.min(1) >= first.max(0)).any(1)
     for n in np.flatnonzero(~apart):
         common[n] = common_area(first, rest[n])
     (area,), areas = middles(one)[1].prod(1), middles(others)[1].prod(1)
-    return shares(common, area, areas, smaller)
+    return shares(common, area, areas, measure)
 
 
 def common_area(one: Floats, other: Floats) -> float:
