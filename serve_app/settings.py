@@ -164,10 +164,10 @@ class PredictOptions(BaseModel):
     tile_merge: TileMerge = Field(
         "uncut",
         description="how boxes of several tiles become one, if they are of one class and overlap by 0.5. `uncut`: the "
-        "best stays, and one that the border of a tile cuts gives way to one that it does not cut. The others are "
-        "SAHI's, for example `greedy_nmm_ios`: `nms` keeps the best, `greedy_nmm` makes one box around it and those "
-        "that overlap with it, `nmm` also of those that overlap with these; `iou` is the overlap over the union, "
-        "`ios` over the smaller box",
+        "best stays, and boxes that the border of a tile cuts are left out where another tile shows more. The others "
+        "are SAHI's, for example `greedy_nmm_ios`: `nms` keeps the best, `greedy_nmm` makes one box around it and "
+        "those that overlap with it, `nmm` also of those that overlap with these; `iou` is the overlap over the "
+        "union, `ios` over the smaller box",
     )
     masks: bool = Field(True, description="segment: with the outlines of the objects; without, boxes only")
     retina_masks: bool = Field(

@@ -63,7 +63,7 @@ class Result(BaseModel):
 
 
 class Speed(BaseModel):
-    """Milliseconds in each stage; `inference` is the time of the whole batch, and with `tile` of all its batches."""
+    """Milliseconds in each stage. `inference` is the time of the whole batch; with `tile` that in which any one ran."""
 
     preprocess: float
     inference: float
@@ -95,7 +95,7 @@ class ImageAnswer(BaseModel):
     tiles: Tiles | None = Field(None, description="with `tile`")
     speed: Speed | None = None
     batch_size: int | None = Field(None, description="images in its batch; of the largest one with `tile`")
-    queue_ms: float | None = Field(None, description="milliseconds in the Detector before its batch started")
+    queue_ms: float | None = Field(None, description="milliseconds in the Detector while none of its batches ran")
     error: ImageError | None = None
 
     @classmethod

@@ -90,6 +90,19 @@ def test_both_formats_have_the_same_rows(
     assert {one["model"]["name"] for one in found} == {NAMES[task]}
 
 
+def test_the_time_of_a_batch_counts_once_for_a_photo(
+    tmp_path: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven network inputs of a photo are in at most two batches of squares and one of another shape."""
+    forward = stages.forward
+    monkeypatch.setattr(stages, "forward", lambda loaded, batch: (forward(loaded, batch)[0], 1.0))
+    work = job(tmp_path, "detect", options=PredictOptions(conf=0.3, max_det=20, tile=500))
+    table = parquet.read_table(pa.BufferReader(made(work, photos, monkeypatch)))
+    times = [row["inference"] for row in table.column("speed").to_pylist() if row]
+    assert len(times) == 3
+    assert set(times) <= {1000, 2000, 3000}
+
+
 def test_drawn_photos_lie_beside_the_rows(tmp_path: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     photos[4] = f"{tmp_path}/{'ü' * 120}.jpg"  # 244 bytes
     Path(photos[4]).write_bytes(sample_photos.bus())

@@ -203,6 +203,24 @@ def test_callers_take_turns() -> None:
     assert run(test, size=1) == [["x"], ["a1"], ["b"], ["c1"], ["a2"], ["c2"], ["a3"], ["a4"]]
 
 
+def test_who_leaves_is_forgotten_at_once() -> None:
+    """While the engine is busy, not only when the turn comes: a photo's tiles are 0.3 GB."""
+
+    async def test(batching: Batching) -> None:
+        batching.come("x")
+        await batching.look()
+        leaving = batching.come("a1", "a2", "a3")
+        await settle()
+        assert list(batching.admission._waiting) == ["a"]
+        for task in leaving:
+            task.cancel()
+        await settle()
+        assert batching.admission._waiting == {}
+        await batching.release()
+
+    assert run(test, size=1) == [["x"]]
+
+
 def test_a_caller_that_leaves_gives_up_all_its_turns() -> None:
     async def test(batching: Batching) -> None:
         batching.come("x")

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from serve_app.errors import ImageTooComplex, Overloaded, Timeout
+from serve_app.graph.detector import QueuedInput, QueuedPhoto
 from serve_app.graph.payloads import Detected, Prepared
 from serve_app.graph.postprocessor import Postprocessor
+from serve_app.http.ingress import TILED_AT_A_TIME, Ingress, SingleProcessIngress
 from serve_app.settings import PredictOptions
 from serve_app.vision.boxes import Detections
 from serve_app.vision.image import Letterbox
@@ -86,6 +88,40 @@ def test_a_caller_that_leaves_takes_its_tiles_along(detector: Any) -> None:  # n
     asyncio.run(scenario())
     assert detector._weights.current.engine.seen < 30
     assert (detector._tiles, detector._admission._waiting) == (0, {})
+
+
+def test_batches_that_run_at_the_same_time_count_once(detector: Any) -> None:  # noqa: F811
+    """Two overlap for half a second, and the photo waits before the first and the last one."""
+    tiled = QueuedPhoto(photo(2), arrived=0.5, live=detector._weights.current)
+    inputs = [
+        QueuedInput(tiled, np.zeros((32, 32, 3), np.uint8), Detections(*[np.zeros(0)] * 3), started, ended, 1)
+        for started, ended in ((4.0, 5.0), (1.0, 2.0), (1.5, 2.5))
+    ]
+    done = detector._detected(tiled, inputs)
+    assert (done.inference_s, done.queue_s) == (2.5, 2.0)
+
+
+def test_two_photos_with_tiles_at_a_time_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait before they are decoded; photos without tiles do not."""
+    running: dict[bool, int] = {True: 0, False: 0}
+    most = dict(running)
+
+    async def send(_: Ingress, _image: bytes, options: PredictOptions, *_rest: object) -> None:
+        tiled = options.tile is not None
+        running[tiled] += 1
+        most[tiled] = max(most[tiled], running[tiled])
+        await asyncio.sleep(0.01)
+        running[tiled] -= 1
+
+    async def scenario() -> None:
+        made = SingleProcessIngress.__new__(SingleProcessIngress)
+        made._tiled = asyncio.Semaphore(TILED_AT_A_TIME)
+        asked = [PredictOptions(tile=tile) for tile in (None, 32) for _ in range(6)]
+        await asyncio.gather(*(made._send_through(b"", options, 1, 0.0) for options in asked))
+
+    monkeypatch.setattr(Ingress, "_send_through", send)
+    asyncio.run(scenario())
+    assert most == {True: 2, False: 6}
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ and `nmm` also takes what matches one of those that were taken. A box is merged 
 that has grown.
 
 `uncut` is `nms_iou` for objects that the border of a tile does not cut. Of an object that it cuts, a tile shows a part,
-which may look like a whole one. Such a box is dropped if it would fit into what the tile has in common with the next
-one, which then shows all of it, or if a box that is not cut covers half of it. On mosaics of COCO photos that is worth
-0.05 of mAP50 (loadtests/RESULTS.md).
+which may look like a whole one. Such a box is dropped if a box that is not cut covers half of it, or if it would fit
+into what the tile has in common with the next one: that shows all of the object, and what it finds there counts, even
+if it is nothing. On mosaics of COCO photos that is worth 0.05 of mAP50 (loadtests/RESULTS.md).
 """
 
 from __future__ import annotations
