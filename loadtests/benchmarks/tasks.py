@@ -15,9 +15,10 @@ from serve_app.vision import boxes
 from serve_app.vision.boxes import overlap
 from serve_app.vision.engines.engine import Engine
 from serve_app.vision.image import Letterbox
-from serve_app.vision.tasks import outlines
+from serve_app.vision.tasks import masks, outlines
 from serve_app.vision.tasks import results as our_results
-from serve_app.vision.tasks.segment import Candidates, Mask, masks, native_masks
+from serve_app.vision.tasks.masks import Mask
+from serve_app.vision.tasks.segment import Candidates
 from serve_app.vision.tasks.task import Output, Task, Units, recognise
 
 Input = tuple[NDArray[np.uint8], Letterbox]
@@ -136,8 +137,8 @@ def masks_of(task: Task, output: Output, letterbox: Letterbox, conf: float, *, n
     assert candidates.prototypes is not None
     kept = boxes.non_max_suppression(candidates, 0.7, 300)
     if native:
-        return native_masks(kept, boxes.to_photo(kept, letterbox), candidates.prototypes, letterbox)
-    return masks(kept, candidates.prototypes)
+        return masks.native(kept, boxes.to_photo(kept, letterbox), candidates.prototypes, letterbox)
+    return masks.of_boxes(kept, candidates.prototypes)
 
 
 def mask_overlap(ours: Mask, theirs: NDArray[np.uint8]) -> float:

@@ -17,7 +17,7 @@ from serve_app.settings import PredictOptions
 from serve_app.vision import boxes
 from serve_app.vision.boxes import Detections
 from serve_app.vision.image import Letterbox
-from serve_app.vision.tasks import merging, outlines, segment, turned_boxes
+from serve_app.vision.tasks import masks, merging, outlines, turned_boxes
 from serve_app.vision.tasks.by_name import TASKS
 from serve_app.vision.tasks.segment import Candidates
 
@@ -290,8 +290,10 @@ def test_the_best_box_keeps_its_own_outline() -> None:
 
 def test_masks_are_made_only_of_boxes_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    masks = segment.masks
-    monkeypatch.setattr(segment, "masks", lambda kept, prototypes: made.append(len(kept)) or masks(kept, prototypes))
+    of_boxes = masks.of_boxes
+    monkeypatch.setattr(
+        masks, "of_boxes", lambda kept, prototypes: made.append(len(kept)) or of_boxes(kept, prototypes)
+    )
     for merge, of_each in (("nms_ios", [0, 1, 1]), ("greedy_nmm_ios", [0, 1, 2])):
         made.clear()
         parts(merge)

@@ -25,9 +25,9 @@ from serve_app.vision.engines.engine import Engine, OnSquares
 from serve_app.vision.engines.openvino import OpenVinoEngine, graph
 from serve_app.vision.engines.pytorch import TorchEngine
 from serve_app.vision.image import Letterbox
-from serve_app.vision.tasks import outlines, results, turned_boxes
+from serve_app.vision.tasks import masks, outlines, results, turned_boxes
 from serve_app.vision.tasks.by_name import TASKS
-from serve_app.vision.tasks.segment import Candidates, native_masks
+from serve_app.vision.tasks.segment import Candidates
 from serve_app.vision.tasks.task import Task, Units, recognise
 from tests.checkpoints import damaged
 
@@ -222,7 +222,7 @@ def test_masks_at_the_photos_size_follow_it_and_have_a_limit() -> None:
     assert segment.final(found, letterbox, PredictOptions(masks=False)).outlines is None  # type: ignore[attr-defined]
     many = Detections(np.array([[0, 0, 1e4, 1e4]] * 2, np.float32), found.confidence, found.class_id, found.extra)
     with pytest.raises(ImageTooComplex, match="200 million pixels"):
-        next(iter(native_masks(found, many, found.prototypes, letterbox)))  # type: ignore[arg-type]
+        next(iter(masks.native(found, many, found.prototypes, letterbox)))  # type: ignore[arg-type]
 
 
 def test_prototypes_travel_only_where_a_mask_is_wanted() -> None:
