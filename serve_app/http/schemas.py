@@ -106,7 +106,7 @@ class ImageAnswer(BaseModel):
             round(s * 1000, 2) for s in (done.preprocess_s, done.inference_s, done.postprocess_s, done.queue_s)
         )
         speed = Speed(preprocess=preprocess, inference=inference, postprocess=postprocess)
-        tiles = Tiles(side=done.tiles.side, count=done.tiles.count) if done.tiles else None
+        tiles = Tiles.model_validate(done.tiles, from_attributes=True) if done.tiles else None
         return cls(
             shape=done.shape, results=results, tiles=tiles, speed=speed, batch_size=done.batch_size, queue_ms=queue
         )

@@ -74,23 +74,22 @@ def merged(
         cut, doubled = borders(parts, letterboxes, options.overlap, geometry)
         order = np.concatenate([order[~cut[order]], order[(cut & ~doubled)[order]]])
 
-    def matching(one: Detections, others: Indices) -> Indices:
-        return others[geometry.overlaps(one, found.take(others), "ios" if kind.endswith("ios") else "iou") >= MATCH]
+    measure: Measure = "ios" if kind.endswith("ios") else "iou"
 
     def taken(i: int, free: Indices) -> Indices:
         in_time()
-        one, near = found.take([i]), matching(found.take([i]), free)
-        if cut[i] or not (parts_of := free[cut[free]]).size:
-            return near
-        covered = parts_of[geometry.overlaps(one, found.take(parts_of), "covered") >= MATCH]
-        return free[np.isin(free, near) | np.isin(free, covered)]
+        one, others = found.take([i]), found.take(free)
+        near = geometry.overlaps(one, others, measure) >= MATCH
+        if not cut[i] and cut[free].any():
+            near |= cut[free] & (geometry.overlaps(one, others, "covered") >= MATCH)
+        return free[near]
 
     made, members = [], []
     for first, rest in groups(order, Neighbours(geometry.extent(found), class_id), taken, kind.startswith("nmm")):
         box, inside = found.take([first]), [first]
         for other in rest if "nmm" in kind else ():
             in_time()
-            if len(matching(box, np.array([other]))):
+            if geometry.overlaps(box, found.take([other]), measure)[0] >= MATCH:
                 box = geometry.around(box, found.take([other]))
                 inside.append(other)
         made.append(box)
