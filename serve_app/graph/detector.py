@@ -180,6 +180,7 @@ class Detector(Stage):
 
     async def check_health(self) -> None:
         """Serve calls this every few seconds and replaces the replica after three failures. Raises EngineHung."""
+        await super().check_health()
         if self._weights.started:
             self._weights.set_gauge()
             await self._watchdog.check(self._weights.run_once)

@@ -16,6 +16,8 @@ from serve_app.settings import AppSettings, PredictOptions
 from serve_app.vision import image, tiles
 from serve_app.vision.tasks.by_name import TASKS
 
+WAITS = 10
+
 
 class Preprocessor(Stage):
     """Turns encoded photos into network inputs. Refuses bad images before they can share a batch with good ones."""
@@ -34,12 +36,14 @@ class Preprocessor(Stage):
         await self._threads.acquire()
         job = asyncio.get_running_loop().run_in_executor(None, self.prepare, data, options, most_tiles, expires_at)
         job.add_done_callback(self._release)
-        try:
-            # A thread inside a decoder cannot be stopped: it holds its slot to the end, but the client is answered now.
-            prepared = await asyncio.wait_for(asyncio.shield(job), self._settings.decode_timeout_s)
-        except TimeoutError:
-            limit = self._settings.decode_timeout_s
-            raise ImageTooComplex(f"decoding takes more than the limit of {limit:g} s: send a smaller image") from None
+        limit, waits = self._settings.decode_timeout_s, 0
+        # In ten waits: the clock goes on while the process is frozen, and only one of them is lost then.
+        while not (await asyncio.wait({job}, timeout=limit / WAITS))[0]:
+            waits += 1
+            if waits == WAITS:
+                # A thread inside a decoder cannot be stopped: it holds its slot to the end; the client is answered now.
+                raise ImageTooComplex(f"decoding takes more than the limit of {limit:g} s: send a smaller image")
+        prepared = job.result()
         tracing.add_span("preprocess", prepared.preprocess_s)
         return prepared
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from serve_app.graph.replica import Replica
 
-class Stage:
+
+class Stage(Replica):
     """Base of Preprocessor, Detector and Postprocessor: answers readiness checks."""
 
     def ready(self) -> None:

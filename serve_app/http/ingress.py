@@ -13,18 +13,21 @@ from math import inf
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app import deadline, metrics
 from serve_app.errors import AppError, NotReady, Overloaded, Timeout
+from serve_app.graph import quarantine
 from serve_app.graph.autoscaling import QueueingTimer
 from serve_app.graph.detector import Detector
 from serve_app.graph.local_handle import LocalHandle
 from serve_app.graph.payloads import Finished, Serving
 from serve_app.graph.postprocessor import Postprocessor
 from serve_app.graph.preprocessor import Preprocessor
+from serve_app.graph.quarantine import Quarantine
+from serve_app.graph.replica import Replica
 from serve_app.http.api import build_api
 from serve_app.settings import AppSettings, PredictOptions
 
@@ -37,13 +40,14 @@ Answer = TypeVar("Answer")
 
 
 class StageLost(NotReady):
-    """A replica died while it had the request, or no replica is running."""
+    """A replica died while it had the request, or no replica is running. `died` names the replica that did."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: Exception | None) -> None:
         super().__init__(f"a stage has no running replica: try again after {self.retry_after_s} s")
+        self.died = error.actor_id if isinstance(error, ActorDiedError) else None
 
 
-class Ingress:
+class Ingress(Replica):
     """The ingress; its three stages are replicas, or behind `LocalHandle`s. Implements `RecognitionService`."""
 
     def __init__(
@@ -58,6 +62,7 @@ class Ingress:
         self._images, self._retries = metrics.images_total(), metrics.retries_total()
         self._last_ready: Serving | None = None  # what `ready` returned last
         self._waits = QueueingTimer()
+        self._quarantine = Quarantine(quarantine.folder())
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Serve calls this once the replica is constructed
         return build_api(self)
@@ -97,6 +102,18 @@ class Ingress:
         return await attempt()
 
     async def _send_through(
+        self, image: bytes, options: PredictOptions, most_tiles: int, expires_at: float
+    ) -> Finished:
+        """Sends it once. Raises ImageQuarantined for an image that would take down a third process."""
+        async with self._quarantine.holding(image) as photo:
+            try:
+                return await self._through_stages(image, options, most_tiles, expires_at)
+            except StageLost as lost:
+                if lost.died:
+                    self._quarantine.strike(photo, lost.died)
+                raise
+
+    async def _through_stages(
         self, image: bytes, options: PredictOptions, most_tiles: int, expires_at: float
     ) -> Finished:
         """Does not await between stages, so that arrays go from one stage to the next without passing here."""
@@ -170,9 +187,9 @@ async def translate_ray_errors() -> AsyncIterator[None]:
         yield
     except RayTaskError as error:
         if isinstance(error.cause, RayError | RayServeException):  # the stage's input was lost with its replica
-            raise StageLost from error
+            raise StageLost(error.cause) from error
         raise error.cause from error
     except BackPressureError as error:
         raise Overloaded("the queue of a stage is full: try again later") from error
     except (RayError, RayServeException) as error:  # the replica died, or there is none
-        raise StageLost from error
+        raise StageLost(error) from error

@@ -33,7 +33,7 @@ VALID_REQUEST_ID = re.compile(REQUEST_ID.encode())
 UNTHROTTLED_BYTES = 1_000_000  # an ordinary photo is never slowed down
 PROXY_BYTES_PER_S = 200e6
 DRAIN_S = 2.0  # longest time to read a refused body; a slower client gets its response before its body ends
-CODES = {408: "timeout", 503: "overloaded"}  # our codes for the statuses that Serve itself returns
+CODES = {408: "timeout", 502: "not_ready", 503: "overloaded"}  # our codes for the statuses that Serve itself returns
 
 
 class DropSteeringHeaders:
@@ -106,17 +106,21 @@ class LimitBodies:
 
 
 class ProblemResponses:
-    """Replaces an error's plain text by a problem document."""
+    """Replaces an error's plain text by a problem document, and answers 502 where Serve returns without an answer.
+
+    Serve's proxy does that when the replica died that had the request. HAProxy sends the request again after a 502.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
-        replaced = False
+        replaced = answered = False
 
         async def send_problem(message: Message) -> None:
-            nonlocal replaced
+            nonlocal replaced, answered
+            answered = True
             if message["type"] == "http.response.start" and message["status"] >= HTTPStatus.BAD_REQUEST:
                 headers = Headers(raw=message.get("headers", []))
                 if headers.get("content-type", "text/plain").startswith("text/plain"):
@@ -127,6 +131,8 @@ class ProblemResponses:
 
         own_endpoint = scope.get("path", "").startswith("/-/")  # Serve's own: machines read its plain text
         await self.app(scope, receive, send if own_endpoint else send_problem)
+        if scope["type"] == "http" and not own_endpoint and not answered:
+            await _send_problem(send, HTTPStatus.BAD_GATEWAY, Headers(raw=scope["headers"]).get("x-request-id", ""))
 
 
 async def _drain(receive: Receive) -> None:
@@ -148,7 +154,7 @@ async def _send_problem(send: Send, status: HTTPStatus, request_id: str) -> None
     ]
     if status in CODES or status >= HTTPStatus.INTERNAL_SERVER_ERROR:  # others are the application's, which knows CORS
         headers += [(name.lower().encode(), value.encode()) for name, value in OPEN_TO_PAGES.items()]
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if status in (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE):
         headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})

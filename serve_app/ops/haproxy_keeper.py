@@ -5,6 +5,7 @@ manager, and the next one answers 404 until its manager knows the routes.
 
     the manager dies ──► HAProxy goes on; the next manager's HAProxy takes over its sockets and its routes
     HAProxy dies ──► the keeper starts another, and stops the manager, which could not control it
+    HAProxy gives no answer, twice in a row ──► the keeper kills it
     Ray ends, or no manager comes for HANDOVER_S ──► the keeper stops HAProxy
 """
 
@@ -27,6 +28,8 @@ from serve_app.ops.process import Process
 
 HANDOVER_S = 30.0  # on two busy cores a manager starts in 2-5 s
 CHECK_S = 1.0  # how often the keeper asks which HAProxy is the current one
+FROZEN = 2  # questions in a row without an answer
+ANSWER_S = 4.0  # for its answer, which takes less than a second on two busy cores
 FOLDER = Path("/tmp/haproxy-serve")  # noqa: S108 - where Ray's HAProxyManager puts its files in a pod
 DRAINING = "This node is being drained."  # Ray's DRAINING_MESSAGE, in the configuration of a node that is emptied
 ROUTE = "\n    use_backend "
@@ -47,6 +50,7 @@ class Configuration:
         """Raises OSError or StopIteration if it is not a configuration that a manager wrote."""
         self.file, self.last_routes, self.stopping = file, file.with_suffix(".routes"), file.with_suffix(".stopping")
         lines = (line.split() for line in file.read_text().splitlines())
+        self.unanswered = 0  # questions in a row
         self.admin_socket = next(words[2] for words in lines if words[:2] == ["stats", "socket"])
 
     def complete(self, first: bool) -> None:
@@ -67,13 +71,17 @@ class Configuration:
     def running(self) -> int | None:
         """The PID of the HAProxy that listens on the admin socket; None if none does. Raises TimeoutError."""
         with socket.socket(socket.AF_UNIX) as admin:
-            admin.settimeout(5)
+            admin.settimeout(ANSWER_S)
             try:
                 admin.connect(self.admin_socket)
                 admin.sendall(b"show info\n")
                 answer = b"".join(iter(lambda: admin.recv(65536), b""))
             except (FileNotFoundError, ConnectionError):
                 return None
+            except TimeoutError:
+                self.unanswered += 1
+                raise
+        self.unanswered = 0
         return next((int(line.split()[1]) for line in answer.splitlines() if line.startswith(b"Pid:")), None)
 
 
@@ -96,6 +104,8 @@ def keep(configuration: Configuration, command: list[str], haproxy: Process, man
                 if (parent := haproxy.parent()) != os.getppid():  # else an orphan like the keeper: its manager is dead
                     manager = Process(parent)
         except (TimeoutError, ProcessLookupError, FileNotFoundError):  # busy, or gone since: ask again
+            if configuration.unanswered == FROZEN:
+                haproxy.send(signal.SIGKILL)
             continue
         if raylet.ended() or time.monotonic() > stop_at:
             haproxy.send(signal.SIGKILL)

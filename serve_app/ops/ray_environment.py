@@ -82,11 +82,10 @@ VARIABLES = {
     # The default is 4 threads. At 1,000 requests/s HAProxy needs half of one.
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     # If a replica dies, HAProxy retries its requests on another one. Predicting a photo twice has no side effects. With
-    # no other replica, the first refused connection sends the request to Serve's own proxy, which waits for a replica.
-    # Ray's default is three in a row, of all requests together: others in between can use up a request's five retries,
-    # and HAProxy then closes its connection. The limit of five also limits how many replicas a photo that crashes its
-    # decoder can take down.
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
+    # no other replica, the first refused connection sends the request to Serve's own proxy, which waits for a replica,
+    # and answers 502 if that one dies too. Ray's default is three in a row, of all requests together: others in between
+    # can use up a request's five retries, and HAProxy then closes its connection.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout 502",
     "RAY_SERVE_HAPROXY_RETRIES": "5",
     "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(REPLAYED_BYTES),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from serve_app.errors import DamagedWeights, DeniedWeights, MissingWeights, UnreachableStore, WeightsError
+from serve_app.errors import (
+    DamagedWeights,
+    DeniedWeights,
+    MissingWeights,
+    UnreachableStore,
+    UnwritableCache,
+    WeightsError,
+)
 from serve_app.weights.address import SCHEME, Address
 from serve_app.weights.identity import Manifest, Pinned, sha256_of
 
@@ -26,7 +34,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.serve")
 RANGE_BYTES = 8_388_608  # size of one request, and so the most that a broken connection can lose
-TRIES = 5  # broken connections in one download before it fails; the SDK's own retries come on top
+RANGE_S = 120.0  # longest time for one of them, 70 kB/s: a connection may stay slow when the store has recovered
+CHUNK_BYTES = 16_384
+TRIES = 5  # broken or slow connections in one download before it fails; the SDK's own retries come on top
 KEPT_FILES = 5  # files in the cache: the live weights, the previous ones, and some to go back to
 DENIED = {"403", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 
@@ -91,9 +101,12 @@ class Store:
         target, partial = cache / f"{pinned.sha256}.pt", cache / f"{pinned.sha256}.pt.part"
         if target.exists() and sha256_of(target) == pinned.sha256:
             return target
-        cache.mkdir(parents=True, exist_ok=True)
         assert pinned.manifest
-        self._download(Address.parse(pinned.uri), pinned.manifest.bytes, partial)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            self._download(Address.parse(pinned.uri), pinned.manifest.bytes, partial)
+        except OSError as error:
+            raise UnwritableCache(f"{pinned.uri} cannot be kept in {cache}: {error.strerror or error}") from error
         if (found := sha256_of(partial)) != pinned.sha256:
             partial.unlink()
             raise DamagedWeights(f"{pinned.uri}: the download has sha256 {found} and was deleted")
@@ -104,17 +117,21 @@ class Store:
 
     def _download(self, at: Address, total: int, partial: Path) -> None:
         """Appends the missing bytes to `partial`, range by range. After a broken connection it resumes there."""
-        from botocore.exceptions import BotoCoreError
+        from botocore.exceptions import BotoCoreError, ReadTimeoutError
 
         tries = 0
         with partial.open("ab") as file:
             while (have := file.tell()) < total:
-                wanted = f"bytes={have}-{min(have + RANGE_BYTES, total) - 1}"
+                began, wanted = time.monotonic(), f"bytes={have}-{min(have + RANGE_BYTES, total) - 1}"
                 try:
                     with translate_sdk_errors(at.pinned(at.version or "", at.sha256 or "")):
                         answer = self._s3.get_object(Bucket=at.bucket, Key=at.key, Range=wanted, **version_of(at))
-                    for chunk in answer["Body"].iter_chunks(1 << 20):
+                    for chunk in answer["Body"].iter_chunks(CHUNK_BYTES):
                         file.write(chunk)
+                        if time.monotonic() - began > RANGE_S:
+                            raise ReadTimeoutError(
+                                endpoint_url=f"{at.bucket}, slower than {RANGE_BYTES} B in {RANGE_S:g} s"
+                            )
                 except BotoCoreError as error:  # while the body streams; the SDK only retries until the body starts
                     tries += 1
                     if tries == TRIES:

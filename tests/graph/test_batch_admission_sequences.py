@@ -57,7 +57,8 @@ class Run:
     async def finish(self) -> None:
         """Closes and ends batches until nothing is left to do."""
         for _ in range(300):
-            if all(task.done() for caller in self.callers for task in caller):
+            left = [task for caller in self.callers for task in caller if not task.done()]
+            if not left and not self.batching.admission._running:  # a batch runs on when its callers have left
                 return
             if self.batching.admission._running < self.lanes:
                 await self.batching.look()
@@ -76,6 +77,7 @@ def in_order(names: Sequence[str]) -> bool:
 @given(st.lists(steps, max_size=40), st.integers(1, 3))
 @settings(max_examples=1000, deadline=None)
 @example([("come", 2), ("close", 1), ("come", 1), ("leave", 0)], 1)
+@example([("come", 1), ("close", 1), ("leave", 0)], 1)
 def test_any_sequence_ends_with_all_images_run_or_gone(sequence: list[Step], lanes: int) -> None:
     async def main() -> None:
         run = Run(lanes)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import http.server
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import psutil
 import pytest
 import ray
 from ray._private.internal_api import memory_summary
-from ray.exceptions import ObjectLostError
+from ray.exceptions import ObjectLostError, RayTaskError
 
 from loadtests import s3_server
+from loadtests.service import command
 from serve_app.errors import MissingWeights
 from serve_app.graph import weights_holder
 from serve_app.settings import AppSettings
 from serve_app.weights.identity import BUNDLED, Pinned, pin_file, sha256_of
 from serve_app.weights.store import Store
+from tests.conftest import eventually, http_server
 
 KEY = f"s3://{s3_server.BUCKET}/road5.pt"
 READERS = 4
@@ -33,6 +38,19 @@ class Reader:
     def read(self, uri: str, settings: AppSettings) -> tuple[str, int]:
         pinned, self.content = weights_holder.fetch(uri, settings)
         return pinned.uri, len(self.content)
+
+
+class Silent(http.server.BaseHTTPRequestHandler):
+    """A store that answers nothing until `done`."""
+
+    done: ClassVar[threading.Event] = threading.Event()
+
+    def do_HEAD(self) -> None:
+        self.done.wait()
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +138,33 @@ def test_a_lost_cache_costs_one_download(
     found = ray.get([r.read.remote(published.uri, settings) for r in readers])
     assert found == [(published.uri, BUNDLED.stat().st_size)] * READERS
     assert downloads(bucket) == before + 1
+
+
+@pytest.mark.usefixtures("readers")
+def test_a_frozen_holder_is_replaced(published: Pinned, settings: AppSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights_holder, "ALIVE_S", 1.0)
+    monkeypatch.setattr(weights_holder, "SILENT_S", 5.0)
+    (frozen,) = [p for p in psutil.Process().children(recursive=True) if "ray::WeightsHolder" in command(p)]
+    frozen.suspend()
+    pinned, content = weights_holder.fetch(published.uri, settings)
+    assert (pinned.uri, len(content)) == (published.uri, BUNDLED.stat().st_size)
+    eventually(lambda: not frozen.is_running())
+
+
+def test_a_slow_download_holds_up_nobody_else(
+    readers: list[Any], published: Pinned, settings: AppSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a replica that starts again while others swap to weights that do not come."""
+    monkeypatch.setattr(weights_holder, "ALIVE_S", 0.2)
+    with http_server(Silent) as nowhere:
+        slow = settings.model_copy(update={"s3_endpoint_url": nowhere})
+        waiting = readers[0].read.remote(f"s3://{s3_server.BUCKET}/slow.pt", slow)
+        assert ray.wait([waiting], timeout=3)[0] == []
+        assert weights_holder.fetch(published.uri, settings)[0].uri == published.uri
+        assert ray.wait([waiting], timeout=0)[0] == [], "the holder lives, so it is waited for"
+        Silent.done.set()
+        with pytest.raises(RayTaskError):
+            ray.get(waiting)
 
 
 def test_a_lost_object_is_put_again(

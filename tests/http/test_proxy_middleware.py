@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from serve_app.http.proxy_middleware import LimitPredictions, middlewares
+from serve_app.ops.ray_environment import VARIABLES
 from tests.http.test_errors import check
 
 
@@ -53,6 +54,21 @@ def test_clients_do_not_steer(name: str, value: str, passes: bool) -> None:
     seen: list[bytes] = []
     ask("/", PlainTextResponse("ok"), {name: value}, seen)
     assert (name.lower().encode() in seen) == passes
+
+
+class NoAnswer(Response):
+    """What Serve's proxy does when the replica dies that has the request."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pass
+
+
+def test_a_request_whose_replica_died_is_sent_again_or_told_to_come_again() -> None:
+    answer = ask("/v1/predict", NoAnswer(), {"x-request-id": "7"})
+    check(answer.status_code, answer.headers["content-type"], answer.json(), 502, "not_ready")
+    assert answer.headers["retry-after"] == "1"
+    assert answer.json()["request_id"] == "7"
+    assert "502" in VARIABLES["RAY_SERVE_HAPROXY_RETRY_ON"].split()
 
 
 @pytest.mark.parametrize(("status", "code"), [(503, "overloaded"), (408, "timeout"), (500, "internal_server_error")])

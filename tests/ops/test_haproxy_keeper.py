@@ -176,6 +176,16 @@ def test_a_dead_haproxy_is_replaced_and_its_manager_ends(node: Node) -> None:
     assert node.ask().text == "an answer", "the next manager takes over"
 
 
+def test_a_frozen_haproxy_is_replaced(node: Node) -> None:
+    node.manager(EMPTY, ROUTES)
+    before = node.haproxy()
+    assert before
+    os.kill(before, signal.SIGSTOP)
+    eventually(lambda: not psutil.pid_exists(before))
+    eventually(lambda: node.haproxy() is not None)
+    assert node.ask().text == "an answer"
+
+
 def test_haproxy_ends_with_ray(node: Node) -> None:
     manager = node.manager(EMPTY, ROUTES)
     node.raylets[0].kill()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import http.server
+import resource
 import shutil
+import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,7 +16,7 @@ import pytest
 
 from loadtests import s3_server
 from serve_app.__main__ import main
-from serve_app.errors import DamagedWeights, DeniedWeights, MissingWeights, UnreachableStore
+from serve_app.errors import DamagedWeights, DeniedWeights, MissingWeights, UnreachableStore, UnwritableCache
 from serve_app.settings import AppSettings
 from serve_app.vision import sample_photos
 from serve_app.vision.engines import openvino
@@ -101,6 +104,7 @@ class Flaky(http.server.BaseHTTPRequestHandler):
 
     target: ClassVar[str] = ""
     cuts: ClassVar[int] = 0
+    slow: ClassVar[int] = 0  # bodies of which a kilobyte comes every 0.1 s
     status: ClassVar[int | None] = None
 
     def do_GET(self) -> None:
@@ -122,6 +126,13 @@ class Flaky(http.server.BaseHTTPRequestHandler):
             type(self).cuts -= 1
             body = body[: len(body) // 2]
             self.close_connection = True
+        if type(self).slow and len(body) > 10_000:
+            type(self).slow -= 1
+            with suppress(ConnectionError):
+                for at in range(0, len(body), 1000):
+                    self.wfile.write(body[at : at + 1000])
+                    time.sleep(0.1)
+            return
         self.wfile.write(body)
 
     do_HEAD = do_GET  # noqa: N815 - the base class looks for this name
@@ -132,7 +143,7 @@ class Flaky(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def flaky(bucket: s3_server.Bucket) -> Iterator[str]:
-    Flaky.target, Flaky.cuts, Flaky.status = bucket.endpoint, 0, None
+    Flaky.target, Flaky.cuts, Flaky.slow, Flaky.status = bucket.endpoint, 0, 0, None
     with http_server(Flaky) as url:
         yield url
 
@@ -150,6 +161,27 @@ def test_a_connection_that_always_breaks_says_so_and_keeps_what_came(
     with pytest.raises(UnreachableStore, match="failed 5 times"):
         Store(flaky).fetch(published, tmp_path)
     assert (tmp_path / f"{published.sha256}.pt.part").stat().st_size > 1_000_000
+
+
+def test_a_connection_that_stays_slow_is_given_up_for_another(
+    flaky: str, published: Pinned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "RANGE_S", 2.0)
+    Flaky.slow = 1
+    assert sha256_of(Store(flaky).fetch(published, tmp_path)) == published.sha256
+    assert Flaky.slow == 0
+
+
+def test_a_full_disk_is_named(bucket: s3_server.Bucket, published: Pinned, tmp_path: Path) -> None:
+    """No file may grow beyond 1 MB here, which the system refuses as it refuses a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        with pytest.raises(UnwritableCache, match=f"cannot be kept in {tmp_path}: File too large"):
+            Store(bucket.endpoint).fetch(published, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sha256_of(Store(bucket.endpoint).fetch(published, tmp_path)) == published.sha256, "once there is room"
 
 
 @pytest.mark.parametrize(("status", "kind"), [(403, DeniedWeights), (404, MissingWeights), (503, UnreachableStore)])
