@@ -152,7 +152,8 @@ class Operator:
         self._until(lambda: status(self.service)["status"] == "RUNNING")
 
     def swap_without_holder(self) -> None:
-        """Freezes the weights holder and swaps: the replica replaces it."""
+        """Freezes the weights holder and swaps to weights that nobody has: the replica replaces the holder."""
+        self._good[1] = self.versions.good().uri
         frozen = self._processes(KILLED["weights holder"])[-1]
         frozen.suspend()
         try:

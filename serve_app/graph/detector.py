@@ -71,24 +71,49 @@ class Detector(Stage):
         self._engine = metrics.engine_seconds_total()
         self._refused = metrics.settings_refused_total()
         self._changing, self._watchdog = asyncio.Lock(), Watchdog()
+        self._wanted: DetectorSettings | None = None
+        self._changes: set[asyncio.Task[None]] = set()
         self._admission = BatchAdmission(CONCURRENT_BATCHES)
         self._tiles, self._most_tiles = 0, MOST_REQUESTS * settings.max_tiles  # that wait or run
         self._replica = serve.get_replica_context().replica_id.unique_id
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Loads the weights at start; later applies new settings and weights while batches go on.
+        """Loads the weights at start; later applies new settings and weights in the background.
 
-        Invalid settings are rejected, and the previous ones stay active. Raises WeightsError or RuntimeError only at
-        start, when there is nothing to serve: raised later, they would kill the replica.
+        Serve sends a replica nothing until this returns, and a slow store can take minutes. Invalid settings are
+        rejected, and the previous ones stay active. Raises WeightsError or RuntimeError only at start, when there is
+        nothing to serve: raised later, they would kill the replica.
         """
+        started = self._weights.started
+        try:
+            wanted = DetectorSettings.model_validate(user_config)
+            if not started:
+                await asyncio.to_thread(self._adopt, wanted)
+        except (ValidationError, RuntimeError) as error:  # RuntimeError: for example, out of memory
+            self._refuse(error)
+            if not started:
+                await asyncio.to_thread(self._adopt, DetectorSettings())
+            return
+        if started:
+            self._weights.announce(wanted.weights)
+            self._wanted, change = wanted, asyncio.create_task(self._change(wanted))
+            self._changes.add(change)  # the event loop keeps only a weak reference
+            change.add_done_callback(self._changes.discard)
+
+    async def _change(self, wanted: DetectorSettings) -> None:
+        """Applies the settings after those before them, unless others have come since."""
         async with self._changing:
-            try:
-                await asyncio.to_thread(self._adopt, DetectorSettings.model_validate(user_config))
-            except (ValidationError, RuntimeError) as error:  # RuntimeError: for example, out of memory
-                self._refused.inc()
-                logger.error("user_config refused, the previous one stays active: %s", error)
-                if not self._weights.started:
-                    await asyncio.to_thread(self._adopt, DetectorSettings())
+            if wanted is self._wanted:
+                try:
+                    await asyncio.to_thread(self._adopt, wanted)
+                except Exception as error:  # noqa: BLE001 - no failure may stop what serves
+                    self._refuse(error)
+                if wanted is self._wanted:
+                    self._weights.settled()
+
+    def _refuse(self, error: Exception) -> None:
+        self._refused.inc()
+        logger.error("user_config refused, the previous one stays active: %s", error)
 
     def _adopt(self, wanted: DetectorSettings) -> None:
         """Applies the settings. The smallest and the largest batch run once before they are used."""

@@ -35,6 +35,7 @@ class LiveWeights:
         self._size, self._task, self._device = size, task, device
         self._previous: Loaded | None = None
         self._loading: str | None = None
+        self._announced: str | None = None
         self._refused: deque[Refusal] = deque(maxlen=REFUSALS)
         self._requested: str | None = None  # the address of the live weights, as it was configured
         self._swaps, self._gauge, self._seconds = (
@@ -54,11 +55,22 @@ class LiveWeights:
             self._start(wanted, sizes)
             return
         self.current.warm(sizes, self._size)
-        if wanted not in (self._requested, self.current.pinned.uri):
+        if not self._serves(wanted):
             try:
                 self._go_live(wanted, sizes)
             except Exception as error:  # noqa: BLE001 - no failure may stop the live weights
                 self._refuse(wanted, error)
+
+    def announce(self, uri: str | None) -> None:
+        """Reports these weights, or the default if None, as loading from now on, until they are live or `settled`."""
+        self._announced = uri or self._default
+
+    def settled(self) -> None:
+        """Ends the report of what was announced: it is live or refused."""
+        self._announced = None
+
+    def _serves(self, uri: str) -> bool:
+        return uri in (self._requested, self.current.pinned.uri)
 
     def _start(self, wanted: str, sizes: set[int]) -> None:
         failures = []
@@ -138,6 +150,7 @@ class LiveWeights:
     def report(self) -> Serving:
         """The live, previous, loading and refused weights of this replica."""
         previous = self._previous.weights if self._previous else None
+        announced = self._announced if self._announced and not self._serves(self._announced) else None
         return Serving(
             self.current.weights,
             self._device,
@@ -145,6 +158,6 @@ class LiveWeights:
             self.current.int8_refused.detail if self.current.int8_refused else None,
             self.current.pinned.uri,
             previous,
-            self._loading,
+            self._loading or announced,
             tuple(self._refused),
         )

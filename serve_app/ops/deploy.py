@@ -81,15 +81,16 @@ def apply(ray: httpx.Client, service: RunningService, path: Path, checked: Check
     if (lowered := protection.lowered(running, wanted)) and not lower_protection:
         fix = "to deploy it nevertheless, add --lower-protection"
         raise CommandFailed(f"{path} lowers the protection of {service.url}: {'; '.join(lowered)}; {fix}")
-    before, sent = refusals(service.url + checked.path), time.time()
+    before, sent = model(service.url + checked.path), time.time()
     answer = ray.put(API, json=checked.content)
     if answer.is_error:
         raise CommandFailed(f"Serve refuses it: {' '.join(answer.text.split())}")
     wait(ray, wanted, sent)
     service.config.write_text(yaml.safe_dump(checked.content))
-    after = refusals(service.url + checked.path)
-    if after and after != before:
-        raise CommandFailed(f"the live weights stay, {after[-1]['uri']}: {after[-1]['reason']}: {after[-1]['detail']}")
+    after = loaded(service.url + checked.path)
+    if before and after and after["refused"] and after["refused"] != before["refused"]:
+        last = after["refused"][-1]
+        raise CommandFailed(f"the live weights stay, {last['uri']}: {last['reason']}: {last['detail']}")
     ask = f"; {service.url}{checked.path}v1/models, with a key, shows which weights are live" if after is None else ""
     print(f"{service.url} serves it{ask}.")
 
@@ -148,7 +149,17 @@ def wait(ray: httpx.Client, wanted: Applications, sent: float) -> None:
                 late.append(name)
 
 
-def refusals(application: str) -> list[dict[str, Any]] | None:
-    """The last weights that the service refused; None where only a key may ask. Raises httpx.HTTPError."""
+def loaded(application: str) -> dict[str, Any] | None:
+    """`model`, once it loads no weights. Serve does not wait for a swap. Raises CommandFailed after TIMEOUT_S."""
+    end = time.monotonic() + TIMEOUT_S
+    while (found := model(application)) and found["loading"]:
+        if time.monotonic() > end:
+            raise CommandFailed(f"{found['loading']} not loaded after {TIMEOUT_S:g} s; the service goes on trying")
+        time.sleep(0.5)
+    return found
+
+
+def model(application: str) -> dict[str, Any] | None:
+    """The model as `/v1/models` reports it; None where only a key may ask. Raises httpx.HTTPError."""
     answer = httpx.get(f"{application}v1/models", timeout=60, trust_env=False)
-    return list(answer.json()["models"][0]["refused"]) if answer.is_success else None
+    return dict(answer.json()["models"][0]) if answer.is_success else None
