@@ -139,7 +139,7 @@ class Operator:
 
     def freeze(self, pattern: str, seconds: float = FREEZE_S) -> None:
         """Stops one process (SIGSTOP) for `seconds`; with infinity until the service has replaced it by itself."""
-        frozen = self._processes(pattern)[0]
+        frozen = max(self._processes(pattern), key=psutil.Process.create_time)  # an older HAProxy only drains
         frozen.suspend()
         try:
             if seconds < inf:

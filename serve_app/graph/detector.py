@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from ray import serve
 
 from serve_app import metrics, tracing
@@ -23,6 +22,7 @@ from serve_app.errors import Overloaded, Timeout
 from serve_app.graph.batch_admission import BatchAdmission
 from serve_app.graph.engine_watchdog import Watchdog
 from serve_app.graph.forward import forward
+from serve_app.graph.live_settings import LiveSettings
 from serve_app.graph.live_weights import LiveWeights
 from serve_app.graph.payloads import Detected, Prepared, Serving
 from serve_app.graph.stage import Stage
@@ -69,59 +69,27 @@ class Detector(Stage):
         self._weights = LiveWeights(settings, weights, size, task, "cuda" if gpus else "cpu")
         self._seconds, self._queue = metrics.stage_seconds(), metrics.queue_seconds()
         self._engine = metrics.engine_seconds_total()
-        self._refused = metrics.settings_refused_total()
-        self._changing, self._watchdog = asyncio.Lock(), Watchdog()
-        self._wanted: DetectorSettings | None = None
-        self._changes: set[asyncio.Task[None]] = set()
+        self._live_settings = LiveSettings(self._adopt, self._weights)
+        self._watchdog = Watchdog()
         self._admission = BatchAdmission(CONCURRENT_BATCHES)
         self._tiles, self._most_tiles = 0, MOST_REQUESTS * settings.max_tiles  # that wait or run
         self._replica = serve.get_replica_context().replica_id.unique_id
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Loads the weights at start; later applies new settings and weights in the background.
+        """Applies new settings and weights, see `LiveSettings`."""
+        await self._live_settings.change(user_config)
 
-        Serve sends a replica nothing until this returns, and a slow store can take minutes. Invalid settings are
-        rejected, and the previous ones stay active. Raises WeightsError or RuntimeError only at start, when there is
-        nothing to serve: raised later, they would kill the replica.
+    def _adopt(self, wanted: DetectorSettings) -> str | None:
+        """Applies the settings; returns the reason if the weights are refused.
+
+        The smallest and the largest batch run once before they are used.
         """
-        started = self._weights.started
-        try:
-            wanted = DetectorSettings.model_validate(user_config)
-            if not started:
-                await asyncio.to_thread(self._adopt, wanted)
-        except (ValidationError, RuntimeError) as error:  # RuntimeError: for example, out of memory
-            self._refuse(error)
-            if not started:
-                await asyncio.to_thread(self._adopt, DetectorSettings())
-            return
-        if started:
-            self._weights.announce(wanted.weights)
-            self._wanted, change = wanted, asyncio.create_task(self._change(wanted))
-            self._changes.add(change)  # the event loop keeps only a weak reference
-            change.add_done_callback(self._changes.discard)
-
-    async def _change(self, wanted: DetectorSettings) -> None:
-        """Applies the settings after those before them, unless others have come since."""
-        async with self._changing:
-            if wanted is self._wanted:
-                try:
-                    await asyncio.to_thread(self._adopt, wanted)
-                except Exception as error:  # noqa: BLE001 - no failure may stop what serves
-                    self._refuse(error)
-                if wanted is self._wanted:
-                    self._weights.settled()
-
-    def _refuse(self, error: Exception) -> None:
-        self._refused.inc()
-        logger.error("user_config refused, the previous one stays active: %s", error)
-
-    def _adopt(self, wanted: DetectorSettings) -> None:
-        """Applies the settings. The smallest and the largest batch run once before they are used."""
-        self._weights.switch_to(wanted.weights, {1, wanted.max_batch_size})
+        reason = self._weights.switch_to(wanted.weights, {1, wanted.max_batch_size})
         self._detect.set_max_batch_size(wanted.max_batch_size)
         self._admission.size = wanted.max_batch_size
         self._detect.set_batch_wait_timeout_s(wanted.batch_wait_timeout_s)
         logger.info("user_config active: %s", wanted)
+        return reason
 
     def serving(self) -> Serving:
         """What this replica serves."""

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from serve_app import metrics
-from serve_app.errors import WeightsError
+from serve_app.errors import UnreachableStore, WeightsError
 from serve_app.graph import weights_holder
 from serve_app.graph.payloads import Refusal, Serving
 from serve_app.settings import AppSettings
@@ -44,22 +44,23 @@ class LiveWeights:
             metrics.load_seconds_total(),
         )
 
-    def switch_to(self, uri: str | None, batch_sizes: Iterable[int]) -> None:
+    def switch_to(self, uri: str | None, batch_sizes: Iterable[int]) -> str | None:
         """Serves `uri`, or the default if None, once it is loaded, tested, and warm for the batch sizes.
 
-        Raises WeightsError at start, when nothing can be served. Later, refused weights change only the report, and
-        RuntimeError is raised only for a batch size that the live network cannot run.
+        Returns the reason if they are refused. Raises WeightsError at start, when nothing can be served. Later, refused
+        weights change only the report; RuntimeError is raised only for a batch size that the live network cannot run.
         """
         wanted, sizes = uri or self._default, set(batch_sizes)
         if self._requested is None:
             self._start(wanted, sizes)
-            return
+            return None
         self.current.warm(sizes, self._size)
         if not self._serves(wanted):
             try:
                 self._go_live(wanted, sizes)
             except Exception as error:  # noqa: BLE001 - no failure may stop the live weights
-                self._refuse(wanted, error)
+                return self._refuse(wanted, error)
+        return None
 
     def announce(self, uri: str | None) -> None:
         """Reports these weights, or the default if None, as loading from now on, until they are live or `settled`."""
@@ -132,11 +133,16 @@ class LiveWeights:
     def _fetch(self, uri: str) -> loader.Content:
         return weights_holder.fetch(uri, self._settings)
 
-    def _refuse(self, uri: str, error: Exception) -> None:
+    def _refuse(self, uri: str, error: Exception) -> str:
+        """Keeps the reason, logs and counts it, and returns it."""
         reason = error.reason if isinstance(error, WeightsError) else "failed"
+        again = self._refused and (self._refused[-1].uri, self._refused[-1].reason) == (uri, reason)
+        if again and reason == UnreachableStore.reason:  # they are asked for every 30 s
+            self._refused.pop()
         self._refused.append(Refusal(uri, reason, str(error), datetime.now(UTC).isoformat(timespec="seconds")))
         self._swaps.inc(tags={"outcome": reason})
         logger.error("weights refused (%s): %s", reason, error)
+        return reason
 
     def run_once(self) -> None:
         """Runs one forward pass on a black image."""

@@ -14,7 +14,7 @@ import sys
 from functools import cache
 
 logger = logging.getLogger("ray.serve")
-FROZEN_S = 10
+FROZEN_S = 12  # a freeze of 10 s that passes loses no request; a new replica would take as long again
 # It counts its own waits of a second instead of reading a clock: a pause of the whole machine counts as one of them.
 CHILD = """
 import os, select, signal, sys

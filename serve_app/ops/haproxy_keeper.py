@@ -28,8 +28,10 @@ from serve_app.ops.process import Process
 
 HANDOVER_S = 30.0  # on two busy cores a manager starts in 2-5 s
 CHECK_S = 1.0  # how often the keeper asks which HAProxy is the current one
-FROZEN = 2  # questions in a row without an answer
-ANSWER_S = 4.0  # for its answer, which takes less than a second on two busy cores
+# HAProxy is killed after so many questions in a row without an answer, 11-12 s: the requests that it holds are lost
+# then, so a freeze of 10 s that passes must not end so.
+FROZEN = 2
+ANSWER_S = 5.0  # for its answer, which takes less than a second on two busy cores
 FOLDER = Path("/tmp/haproxy-serve")  # noqa: S108 - where Ray's HAProxyManager puts its files in a pod
 DRAINING = "This node is being drained."  # Ray's DRAINING_MESSAGE, in the configuration of a node that is emptied
 ROUTE = "\n    use_backend "
