@@ -151,7 +151,8 @@ def probes(service: RecognitionService) -> APIRouter:
     @routes.get("/ping", summary="Ready (SageMaker)")
     async def ready() -> Health:
         """200 once every stage is loaded and warm, 503 `not_ready` before."""
-        return Health(status="ready", model=ModelCard.of((await service.ready()).weights))
+        live = await service.ready()
+        return Health(status="ready", model=ModelCard.of(live.weights), loading=live.loading is not None)
 
     return routes
 

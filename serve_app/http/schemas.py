@@ -208,6 +208,7 @@ class Health(BaseModel):
 
     status: str
     model: ModelCard | None = None
+    loading: bool | None = Field(None, description="whether other weights are being loaded and tested")
 
 
 # Refusals that HAProxy or Serve's proxy answers hold nothing private, and neither knows `cors_origins`.

@@ -87,7 +87,8 @@ def apply(ray: httpx.Client, service: RunningService, path: Path, checked: Check
         raise CommandFailed(f"Serve refuses it: {' '.join(answer.text.split())}")
     wait(ray, wanted, sent)
     service.config.write_text(yaml.safe_dump(checked.content))
-    after = loaded(service.url + checked.path)
+    wait_for_weights(service.url + checked.path)
+    after = model(service.url + checked.path)
     if before and after and after["refused"] and after["refused"] != before["refused"]:
         last = after["refused"][-1]
         raise CommandFailed(f"the live weights stay, {last['uri']}: {last['reason']}: {last['detail']}")
@@ -149,14 +150,16 @@ def wait(ray: httpx.Client, wanted: Applications, sent: float) -> None:
                 late.append(name)
 
 
-def loaded(application: str) -> dict[str, Any] | None:
-    """`model`, once it loads no weights. Serve does not wait for a swap. Raises CommandFailed after TIMEOUT_S."""
+def wait_for_weights(application: str) -> None:
+    """Returns once the service loads no weights, for which Serve does not wait.
+
+    Raises CommandFailed after TIMEOUT_S, and httpx.HTTPError.
+    """
     end = time.monotonic() + TIMEOUT_S
-    while (found := model(application)) and found["loading"]:
+    while httpx.get(f"{application}readyz", timeout=60, trust_env=False).json().get("loading"):
         if time.monotonic() > end:
-            raise CommandFailed(f"{found['loading']} not loaded after {TIMEOUT_S:g} s; the service goes on trying")
+            raise CommandFailed(f"the weights are not loaded after {TIMEOUT_S:g} s; the service goes on trying")
         time.sleep(0.5)
-    return found
 
 
 def model(application: str) -> dict[str, Any] | None:
