@@ -13,15 +13,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from loadtests.drills.events import local
+from loadtests.drills.half_failures import EVENTS
 from loadtests.drills.observation import content_of, observe
 from loadtests.traffic import Row, Traffic
 from serve_app.weights.identity import BUNDLED
 
 # Reported, but not a failure: the requests that a killed HAProxy held are lost. Its keeper starts another one at once.
-KNOWN_LIMITATIONS = {"kill HAProxy"}
+KNOWN_LIMITATIONS = {"kill HAProxy", "freeze HAProxy for good"}
 # Through a load balancer, at most 12 requests a second: its firewall allows one address 20 (terraform/variables.tf).
 REMOTE_CLIENTS, REMOTE_RATE, REMOTE_PAUSE_S = 4, 4.0, 0.5
 
@@ -38,7 +40,8 @@ def main(args: argparse.Namespace) -> bool:
     else:
         with local(difference=args.difference, weights=args.weights) as operator:
             traffic = Traffic(operator.service.url, content_of())
-            chosen = {n: e for n, e in operator.events.items() if not args.events or n in args.events}
+            events = operator.events | {name: partial(event, operator) for name, event in EVENTS.items()}
+            chosen = {n: e for n, e in events.items() if not args.events or n in args.events}
             with traffic.flowing():
                 for name in sequence(list(chosen), args):
                     found = observe(traffic, name, chosen[name])

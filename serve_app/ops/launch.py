@@ -59,8 +59,9 @@ def run(config_path: Path, folder: Path) -> None:
         with service_folder.announced(service):
             print(f"\nReady: {url}{checked.path.rstrip('/')} (API page {url}{checked.path}docs). Try:\n")
             print(f"  curl -F file=@{example()} {url}{checked.path}v1/predict\n\nCtrl-C stops it.", flush=True)
-            while True:
+            while alive():
                 time.sleep(1)
+            raise CommandFailed("Ray's node has died: start the service again")
     except (KeyboardInterrupt, click.Abort):
         print("\nStopping ...", flush=True)
     except SystemExit as error:  # `serve run` prints the reason and exits when it cannot deploy
@@ -71,10 +72,15 @@ def run(config_path: Path, folder: Path) -> None:
             signal.signal(late, signal.SIG_IGN)
         try:
             haproxy_keeper.let_go(folder)
-            if ray.is_initialized():
+            if ray.is_initialized() and alive():  # it would wait in vain for a dead one
                 serve.shutdown()  # type: ignore[no-untyped-call]
         finally:
             ray.shutdown()
+
+
+def alive() -> bool:
+    """Whether Ray's node lives. If its GCS dies, Ray ends this process after 60 s."""
+    return any(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
 
 
 def wait_until_ready(application: str) -> None:

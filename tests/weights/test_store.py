@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import http.server
 import resource
 import shutil
-import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
-from loadtests import s3_server
+from loadtests import faulty_store, s3_server
+from loadtests.faulty_store import FaultyStore
 from serve_app.__main__ import main
 from serve_app.errors import DamagedWeights, DeniedWeights, MissingWeights, UnreachableStore, UnwritableCache
 from serve_app.settings import AppSettings
@@ -24,7 +20,6 @@ from serve_app.weights import golden_set, loader, store
 from serve_app.weights.address import Address
 from serve_app.weights.identity import BUNDLED, Manifest, Pinned, pin_file, sha256_of
 from serve_app.weights.store import Store
-from tests.conftest import http_server
 
 KEY = f"s3://{s3_server.BUCKET}/road5.pt"
 
@@ -99,77 +94,34 @@ def test_the_cache_keeps_the_newest_files_only(bucket: s3_server.Bucket, publish
     assert f"{published.sha256}.pt" in names
 
 
-class Flaky(http.server.BaseHTTPRequestHandler):
-    """Stands between the client and the store: cuts the first bodies short, or refuses everything with a status."""
-
-    target: ClassVar[str] = ""
-    cuts: ClassVar[int] = 0
-    slow: ClassVar[int] = 0  # bodies of which a kilobyte comes every 0.1 s
-    status: ClassVar[int | None] = None
-
-    def do_GET(self) -> None:
-        if self.status:
-            self.send_error(self.status)
-            return
-        passed = {
-            k: v for k, v in self.headers.items() if k.lower() in ("range", "authorization", "x-amz-date", "host")
-        }
-        request = urllib.request.Request(self.target + self.path, headers=passed, method=self.command)  # noqa: S310
-        with urllib.request.urlopen(request) as answer:  # noqa: S310
-            body = answer.read()
-            self.send_response(answer.status)
-            for name, value in answer.headers.items():
-                if name.lower() not in ("connection", "transfer-encoding", "server", "date"):
-                    self.send_header(name, value)
-            self.end_headers()
-        if type(self).cuts and len(body) > 10_000:
-            type(self).cuts -= 1
-            body = body[: len(body) // 2]
-            self.close_connection = True
-        if type(self).slow and len(body) > 10_000:
-            type(self).slow -= 1
-            with suppress(ConnectionError):
-                for at in range(0, len(body), 1000):
-                    self.wfile.write(body[at : at + 1000])
-                    time.sleep(0.1)
-            return
-        self.wfile.write(body)
-
-    do_HEAD = do_GET  # noqa: N815 - the base class looks for this name
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def flaky(bucket: s3_server.Bucket) -> Iterator[str]:
-    Flaky.target, Flaky.cuts, Flaky.slow, Flaky.status = bucket.endpoint, 0, 0, None
-    with http_server(Flaky) as url:
-        yield url
+def flaky(bucket: s3_server.Bucket) -> Iterator[FaultyStore]:
+    with faulty_store.before(bucket.endpoint) as store:
+        yield store
 
 
-def test_a_connection_that_breaks_costs_another_range(flaky: str, published: Pinned, tmp_path: Path) -> None:
-    Flaky.cuts = 3
-    assert sha256_of(Store(flaky).fetch(published, tmp_path)) == published.sha256
-    assert Flaky.cuts == 0
+def test_a_connection_that_breaks_costs_another_range(flaky: FaultyStore, published: Pinned, tmp_path: Path) -> None:
+    flaky.cuts = 3
+    assert sha256_of(Store(flaky.url).fetch(published, tmp_path)) == published.sha256
+    assert flaky.cuts == 0
 
 
 def test_a_connection_that_always_breaks_says_so_and_keeps_what_came(
-    flaky: str, published: Pinned, tmp_path: Path
+    flaky: FaultyStore, published: Pinned, tmp_path: Path
 ) -> None:
-    Flaky.cuts = 100
+    flaky.cuts = 100
     with pytest.raises(UnreachableStore, match="failed 5 times"):
-        Store(flaky).fetch(published, tmp_path)
+        Store(flaky.url).fetch(published, tmp_path)
     assert (tmp_path / f"{published.sha256}.pt.part").stat().st_size > 1_000_000
 
 
 def test_a_connection_that_stays_slow_is_given_up_for_another(
-    flaky: str, published: Pinned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flaky: FaultyStore, published: Pinned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "RANGE_S", 2.0)
-    Flaky.slow = 1
-    assert sha256_of(Store(flaky).fetch(published, tmp_path)) == published.sha256
-    assert Flaky.slow == 0
+    flaky.slow = 1
+    assert sha256_of(Store(flaky.url).fetch(published, tmp_path)) == published.sha256
+    assert flaky.slow == 0
 
 
 def test_a_full_disk_is_named(bucket: s3_server.Bucket, published: Pinned, tmp_path: Path) -> None:
@@ -185,10 +137,10 @@ def test_a_full_disk_is_named(bucket: s3_server.Bucket, published: Pinned, tmp_p
 
 
 @pytest.mark.parametrize(("status", "kind"), [(403, DeniedWeights), (404, MissingWeights), (503, UnreachableStore)])
-def test_what_the_store_refuses(flaky: str, status: int, kind: type[Exception]) -> None:
-    Flaky.status = status
+def test_what_the_store_refuses(flaky: FaultyStore, status: int, kind: type[Exception]) -> None:
+    flaky.status = status
     with pytest.raises(kind, match=KEY):
-        Store(flaky).pin(KEY)
+        Store(flaky.url).pin(KEY)
 
 
 def test_a_store_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
