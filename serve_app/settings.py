@@ -105,7 +105,7 @@ class AppSettings(BaseModel):
     max_image_frames: PositiveInt = Field(1000, description="most frames of an animated image; only the first is used")
     decode_threads: PositiveInt = Field(2, description="images one Preprocessor replica decodes at a time")
     decode_timeout_s: Seconds = Field(10.0, description="longest time to decode one image, in seconds")
-    upload_grace_s: Seconds = Field(1.5, description="time before an upload must keep up its rate, in seconds")
+    upload_grace_s: Seconds = Field(5.0, description="time before an upload must keep up its rate, in seconds")
     min_upload_bytes_per_s: PositiveInt = Field(8192, description="slowest upload, on average after the grace")
     timeout_s: Annotated[float, Field(gt=0, le=35, allow_inf_nan=False)] = Field(
         30.0,  # at most 35, because HAProxy gives up after 40 s, see ops/ray_environment.py

@@ -6,11 +6,12 @@ import asyncio
 import zlib
 
 from fastapi import Request
-from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive
 
 from serve_app.errors import MalformedRequest, PayloadTooLarge, UnsupportedFormat, UploadTooSlow
 from serve_app.settings import AppSettings
 
+LAST_LOOK_S = 0.2
 GZIP = zlib.MAX_WBITS | 16  # zlib's number for the gzip format
 
 
@@ -39,23 +40,36 @@ async def _received(request: Request, settings: AppSettings) -> bytes:
     if declared.isdigit() and int(declared) > max_bytes:
         raise PayloadTooLarge(f"the body has {declared} bytes, the limit is {max_bytes}: send fewer or smaller images")
     clock = asyncio.get_running_loop().time
-    started, body, chunks = clock(), bytearray(), aiter(request.stream())
-    while True:
+    started, body, more = clock(), bytearray(), True
+    while more:
         deadline = started + settings.upload_grace_s + len(body) / settings.min_upload_bytes_per_s
         try:
-            async with asyncio.timeout_at(deadline):
-                body += await anext(chunks)
-        except StopAsyncIteration:
-            return bytes(body)
+            message = await _in_time(request.receive, deadline)
         except TimeoutError:
             slowest = f"the minimum is {settings.min_upload_bytes_per_s} bytes per second"
             raise UploadTooSlow(f"only {len(body)} bytes arrived in {clock() - started:.1f} s, {slowest}") from None
-        except ClientDisconnect as error:
-            raise MalformedRequest("the client closed the connection before the end of the body") from error
+        if message["type"] == "http.disconnect":
+            raise MalformedRequest("the client closed the connection before the end of the body")
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
         if len(body) > max_bytes:
             raise PayloadTooLarge(
                 f"the body is larger than the limit of {max_bytes} bytes: send fewer or smaller images"
             )
+    return bytes(body)
+
+
+async def _in_time(receive: Receive, deadline: float) -> Message:
+    """The next part of a body. Raises TimeoutError at the deadline, in seconds of the event loop's clock.
+
+    It looks once more then: when a frozen process goes on, the deadline has passed, and what was sent is there.
+    """
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await receive()
+    except TimeoutError:
+        async with asyncio.timeout(LAST_LOOK_S):
+            return await receive()
 
 
 def unpacked(packed: bytes, max_bytes: int) -> bytes:

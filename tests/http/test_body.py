@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
+import time
 import zlib
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
+from starlette.types import Message
 
-from serve_app.errors import MalformedRequest, PayloadTooLarge
-from serve_app.http.body import unpacked
+from serve_app.errors import MalformedRequest, PayloadTooLarge, UploadTooSlow
+from serve_app.http.body import read, unpacked
+from serve_app.settings import AppSettings
 
 HELLO = gzip.compress(b"hello")
+
+
+def test_what_came_while_the_process_was_frozen_is_in_time() -> None:
+    """The deadline passes meanwhile; a client that sends nothing is refused as ever."""
+    settings = AppSettings(upload_grace_s=0.2)
+
+    async def scenario() -> bytes:
+        loop, parts = asyncio.get_running_loop(), asyncio.Queue[Message]()
+
+        def freeze() -> None:
+            time.sleep(0.5)
+            parts.put_nowait({"type": "http.request", "body": HELLO, "more_body": False})
+
+        loop.call_later(0.05, freeze)
+        request = Request({"type": "http", "method": "POST", "headers": []}, parts.get)
+        return await read(request, settings)
+
+    assert asyncio.run(scenario()) == HELLO
+
+    async def silent() -> None:
+        request = Request({"type": "http", "method": "POST", "headers": []}, asyncio.Queue[Message]().get)
+        await read(request, settings)
+
+    with pytest.raises(UploadTooSlow, match="only 0 bytes arrived"):
+        asyncio.run(silent())
 
 
 @given(parts=st.lists(st.binary(max_size=300), min_size=1, max_size=4))

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 from PIL import Image
 
-from loadtests.service import NotStarted, config, free_port, ray_files, running
+from loadtests.service import NotStarted, command, config, free_port, ray_files, running
 from serve_app.__main__ import main
 from serve_app.vision import sample_photos
 from serve_app.weights import golden_set, identity
@@ -185,3 +186,12 @@ def test_predict_without_a_service_says_so(bus: bytes, tmp_path: Path, capsys: p
     photo.write_bytes(bus)
     assert main(["predict", str(photo), "--url", "http://127.0.0.1:1"]) == 1
     assert "street.jpg: " in capsys.readouterr().err
+
+
+def test_it_ends_when_rays_node_dies() -> None:
+    """So that whoever runs it starts it again. It used to wait for ever, and nothing answered."""
+    with running(config(free_port())) as service:
+        node = psutil.Process(service.pid)
+        next(p for p in node.children(recursive=True) if "raylet/raylet" in command(p)).kill()
+        assert node.wait(120) in (1, None)  # None: it is not a child of this process
+        assert "error: Ray's node has died" in "".join(service.lines)

@@ -46,7 +46,7 @@ def app(**args: Any) -> dict[str, Any]:
         pytest.param({}, {"max_waiting_images": 1_000_000}, "max_waiting_images", id="a queue without an end"),
         pytest.param({}, {"decode_timeout_s": 600}, "decode_timeout_s", id="longer decoding"),
         pytest.param({"timeout_s": 10}, {"timeout_s": "30"}, "timeout_s", id="longer requests, as a text"),
-        pytest.param({}, {"upload_grace_s": 2}, "upload_grace_s", id="a longer grace"),
+        pytest.param({}, {"upload_grace_s": 6}, "upload_grace_s", id="a longer grace"),
         pytest.param({}, {"min_upload_bytes_per_s": 1}, "min_upload_bytes_per_s", id="slower uploads"),
         pytest.param({}, {"log_details": 1}, "log_details", id="what is found goes to the log"),
     ],
