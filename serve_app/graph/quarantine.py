@@ -1,7 +1,10 @@
-"""Quarantine: a photo that two processes had in hand when they died is refused, so that no third one dies of it.
+"""Quarantine: a photo that a process dies of, and then another one, is refused, so that no third one dies of it.
 
 Each process writes which photos it has in hand into a file of its own, which outlives a SIGKILL. Processes of one node
 share the folder. The lock on the file ends with its process: whoever notices gives each photo in the file a strike.
+
+A strike makes a suspect, which runs only while no other suspect does. One that a process died of when it ran so is
+guilty, unless it is its first strike. Photos that were only there when several processes died stay suspects.
 """
 
 from __future__ import annotations
@@ -18,19 +21,29 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
+from typing import NamedTuple
 
 from serve_app.errors import AppError, ImageQuarantined
 
 logger = logging.getLogger("ray.serve")
-STRIKES = 2  # deaths with the photo in hand
+STRIKES, SUFFIX = 2, ".alone"  # deaths with the photo in hand, and what marks those in which it was the only suspect
 FORGOTTEN_S = 3600.0  # after the last strike; the decoder may be a newer one by then
 DIGEST_BYTES = 16
+PLACE_BYTES = 1 + DIGEST_BYTES  # of the file: how a photo runs, and its digest
+NOTHING, BESIDE_OTHERS, ALONE = b"\0", b"1", b"2"
 LARGE_BYTES = 1_000_000  # hashing takes 1 ms for each 2 MB: a larger photo is hashed in a thread
 
 
 def folder() -> Path:
     """Where the processes of this user on this node share what they have in hand."""
     return Path(tempfile.gettempdir()) / f"recognition-{os.getuid()}"
+
+
+class Held(NamedTuple):
+    """A photo that a process has in hand: the digest of its bytes, and whether it runs as the only suspect."""
+
+    photo: str
+    alone: bool
 
 
 class Quarantine:
@@ -59,49 +72,55 @@ class Quarantine:
         return None
 
     @asynccontextmanager
-    async def holding(self, image: bytes) -> AsyncIterator[str]:
-        """Has a photo in hand until the block ends, and yields its name, the digest of its bytes.
+    async def holding(self, image: bytes) -> AsyncIterator[Held]:
+        """Has a photo in hand until the block ends.
 
-        A photo with a strike waits until no other such photo is in hand, so that it takes no innocent one with it. Its
-        strikes are forgiven once it is answered. Raises ImageQuarantined after STRIKES (2).
+        A suspect waits until no other one is in hand. It is forgiven once it is answered. Raises ImageQuarantined for a
+        guilty one.
         """
         photo = await asyncio.to_thread(name_of, image) if len(image) > LARGE_BYTES else name_of(image)
         self.collect()
         if not self.strikes(photo):
-            with self._held(photo):
-                yield photo
+            with self._held(photo, BESIDE_OTHERS):
+                yield Held(photo, alone=False)
             return
         async with self._alone:
-            if (strikes := self.strikes(photo)) >= STRIKES:
+            strikes = self.strikes(photo)
+            if len(strikes) >= STRIKES and any(strike.endswith(SUFFIX) for strike in strikes):
                 raise ImageQuarantined(
-                    f"{strikes} processes died while they had this image: it is refused until {FORGOTTEN_S / 60:g} "
-                    "minutes after the last time; send another image, or the same picture in another format"
+                    f"{len(strikes)} processes died while they had this image: it is refused until "
+                    f"{FORGOTTEN_S / 60:g} minutes after the last time; send another image, or the same picture in "
+                    "another format"
                 )
-            with self._held(photo):
+            with self._held(photo, ALONE):
                 try:
-                    yield photo
+                    yield Held(photo, alone=True)
                 except AppError as error:
                     if error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
                         self.forgive(photo)
                     raise
             self.forgive(photo)
 
-    def strike(self, photo: str, process: str) -> None:
+    def strike(self, held: Held, process: str) -> None:
         """Notes that this process died with the photo in hand. The same process counts once."""
-        logger.error("process %s died with photo %s in hand", process, photo)
+        how = "as the only suspect" if held.alone else "beside others"
+        logger.error("process %s died with photo %s in hand, %s", process, held.photo, how)
         with self._logged():
-            (self._strikes / photo).mkdir(exist_ok=True)
-            (self._strikes / photo / process).touch()
+            (self._strikes / held.photo).mkdir(exist_ok=True)
+            (self._strikes / held.photo / (process + SUFFIX * held.alone)).touch()
 
-    def strikes(self, photo: str) -> int:
-        """How many processes died with the photo in hand, until FORGOTTEN_S (an hour) after the last."""
+    def strikes(self, photo: str) -> list[str]:
+        """The processes that died with the photo in hand, until FORGOTTEN_S (an hour) after the last.
+
+        Those in which it was the only suspect end with SUFFIX.
+        """
         try:
             if time.time() - (self._strikes / photo).stat().st_mtime < FORGOTTEN_S:
-                return sum(1 for _ in (self._strikes / photo).iterdir())
+                return [strike.name for strike in (self._strikes / photo).iterdir()]
         except OSError:
-            return 0
+            return []
         self.forgive(photo)
-        return 0
+        return []
 
     def forgive(self, photo: str) -> None:
         """Forgets the strikes of a photo."""
@@ -114,28 +133,29 @@ class Quarantine:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: its process lives
                 if os.fstat(file.fileno()).st_nlink:  # else another process has collected it
                     content = file.read()
-                    held = {content[i : i + DIGEST_BYTES].hex() for i in range(0, len(content), DIGEST_BYTES)}
-                    for photo in held - {bytes(DIGEST_BYTES).hex()}:
-                        self.strike(photo, path.stem)
+                    places = {content[i : i + PLACE_BYTES] for i in range(0, len(content), PLACE_BYTES)}
+                    for place in places:
+                        if place[:1] != NOTHING:
+                            self.strike(Held(place[1:].hex(), alone=place[:1] == ALONE), path.stem)
                     path.unlink()
 
     @contextmanager
-    def _held(self, photo: str) -> Iterator[None]:
+    def _held(self, photo: str, how: bytes) -> Iterator[None]:
         if self._free:
             place = self._free.pop()
         else:
             place, self._places = self._places, self._places + 1
-        self._write(place, bytes.fromhex(photo))
+        self._write(place, how + bytes.fromhex(photo))
         try:
             yield
         finally:
-            self._write(place, bytes(DIGEST_BYTES))
+            self._write(place, NOTHING * PLACE_BYTES)
             self._free.append(place)
 
     def _write(self, place: int, content: bytes) -> None:
         if self._file is not None:
             with self._logged():
-                os.pwrite(self._file, content, place * DIGEST_BYTES)
+                os.pwrite(self._file, content, place * PLACE_BYTES)
 
     @contextmanager
     def _logged(self) -> Iterator[None]:

@@ -105,12 +105,12 @@ class Ingress(Replica):
         self, image: bytes, options: PredictOptions, most_tiles: int, expires_at: float
     ) -> Finished:
         """Sends it once. Raises ImageQuarantined for an image that would take down a third process."""
-        async with self._quarantine.holding(image) as photo:
+        async with self._quarantine.holding(image) as held:
             try:
                 return await self._through_stages(image, options, most_tiles, expires_at)
             except StageLost as lost:
                 if lost.died:
-                    self._quarantine.strike(photo, lost.died)
+                    self._quarantine.strike(held, lost.died)
                 raise
 
     async def _through_stages(
