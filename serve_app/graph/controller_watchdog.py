@@ -12,7 +12,7 @@ import time
 from functools import cache
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError
 
 logger = logging.getLogger("ray.serve")
 NAMESPACE, NAME = "serve", "SERVE_CONTROLLER_ACTOR"
@@ -31,7 +31,11 @@ class ControllerWatchdog:
         while True:
             await asyncio.sleep(SILENT_S / 3)
             if time.monotonic() - self.heard > SILENT_S:
-                await asyncio.to_thread(replace_frozen)
+                try:
+                    await asyncio.to_thread(replace_frozen)
+                except Exception:
+                    logger.exception("Serve's controller is silent")
+                self.heard = time.monotonic()
 
 
 @cache
@@ -47,12 +51,14 @@ def heard() -> None:
 
 
 def replace_frozen() -> None:
-    """Kills the controller if it does not answer within ANSWER_S (10 s). Ray then starts another."""
+    """Kills the controller if it does not answer within ANSWER_S (10 s). Ray then starts another.
+
+    Raises ValueError or RayActorError if it has died.
+    """
+    controller = ray.get_actor(NAME, namespace=NAMESPACE)  # ValueError: there is none
     try:
-        controller = ray.get_actor(NAME, namespace=NAMESPACE)
-        ray.get(controller.check_alive.remote(), timeout=ANSWER_S)
+        # Without retries, the call fails at once while Ray starts another.
+        ray.get(controller.check_alive.options(max_task_retries=0).remote(), timeout=ANSWER_S)
     except GetTimeoutError:
         logger.error("Serve's controller has been silent for %g s and is replaced", SILENT_S + ANSWER_S)
         ray.kill(controller, no_restart=False)
-    except (ValueError, RayActorError) as error:  # it has died, and Ray starts another
-        logger.warning("Serve's controller is not there: %s", error)

@@ -40,17 +40,17 @@ class LiveSettings:
         Invalid settings are rejected, and the previous ones stay active. Raises WeightsError or RuntimeError only at
         start, when there is nothing to serve: raised later, they would kill the replica.
         """
-        started = self._weights.started
+        started, reason = self._weights.started, None
         try:
             wanted = DetectorSettings.model_validate(user_config)
             if not started:
-                await asyncio.to_thread(self._adopt, wanted)
+                reason = await asyncio.to_thread(self._adopt, wanted)
         except (ValidationError, RuntimeError) as error:  # RuntimeError: for example, out of memory
             self._refuse(error)
             if not started:
                 await asyncio.to_thread(self._adopt, DetectorSettings())
             return
-        if started:
+        if started or reason == UnreachableStore.reason:
             self._weights.announce(wanted.weights)
             self._newest, change = wanted, asyncio.create_task(self._change(wanted))
             self._changes.add(change)  # the event loop keeps only a weak reference

@@ -52,8 +52,7 @@ class LiveWeights:
         """
         wanted, sizes = uri or self._default, set(batch_sizes)
         if self._requested is None:
-            self._start(wanted, sizes)
-            return None
+            return self._start(wanted, sizes)
         self.current.warm(sizes, self._size)
         if not self._serves(wanted):
             try:
@@ -73,16 +72,16 @@ class LiveWeights:
     def _serves(self, uri: str) -> bool:
         return uri in (self._requested, self.current.pinned.uri)
 
-    def _start(self, wanted: str, sizes: set[int]) -> None:
-        failures = []
+    def _start(self, wanted: str, sizes: set[int]) -> str | None:
+        failures, reasons = [], []
         for uri in self._candidates(wanted):
             try:
                 self._go_live(uri, sizes)
             except WeightsError as error:
-                self._refuse(uri, error)
+                reasons.append(self._refuse(uri, error))
                 failures.append(error)
             else:
-                return
+                return reasons[0] if reasons else None
         raise failures[0]
 
     def _candidates(self, wanted: str) -> Iterator[str]:

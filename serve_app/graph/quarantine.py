@@ -3,8 +3,8 @@
 Each process writes which photos it has in hand into a file of its own, which outlives a SIGKILL. Processes of one node
 share the folder. The lock on the file ends with its process: whoever notices gives each photo in the file a strike.
 
-A strike makes a suspect, which runs only while no other suspect does. One that a process died of when it ran so is
-guilty, unless it is its first strike. Photos that were only there when several processes died stay suspects.
+A strike makes a suspect, which runs only while no other suspect of the node does, though beside other photos. A second
+strike makes it guilty if it ran so. Photos that were only there when several processes died stay suspects.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ LARGE_BYTES = 1_000_000  # hashing takes 1 ms for each 2 MB: a larger photo is h
 
 def folder() -> Path:
     """Where the processes of this user on this node share what they have in hand."""
-    return Path(tempfile.gettempdir()) / f"recognition-{os.getuid()}"
+    try:
+        temporary = tempfile.gettempdir()
+    except FileNotFoundError:  # none can be written
+        temporary = "/tmp"  # noqa: S108
+    return Path(temporary) / f"recognition-{os.getuid()}"
 
 
 class Held(NamedTuple):
@@ -84,11 +88,12 @@ class Quarantine:
             with self._held(photo, BESIDE_OTHERS):
                 yield Held(photo, alone=False)
             return
-        async with self._alone:
+        async with self._one_suspect():
             strikes = self.strikes(photo)
-            if len(strikes) >= STRIKES and any(strike.endswith(SUFFIX) for strike in strikes):
+            deaths = {strike.removesuffix(SUFFIX) for strike in strikes}
+            if len(deaths) >= STRIKES and any(strike.endswith(SUFFIX) for strike in strikes):
                 raise ImageQuarantined(
-                    f"{len(strikes)} processes died while they had this image: it is refused until "
+                    f"{len(deaths)} processes died while they had this image: it is refused until "
                     f"{FORGOTTEN_S / 60:g} minutes after the last time; send another image, or the same picture in "
                     "another format"
                 )
@@ -100,6 +105,25 @@ class Quarantine:
                         self.forgive(photo)
                     raise
             self.forgive(photo)
+
+    @asynccontextmanager
+    async def _one_suspect(self) -> AsyncIterator[None]:
+        """Waits for all other suspects of this node."""
+        async with self._alone:
+            file = None
+            with self._logged():
+                file = os.open(self._folder / "alone", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                while file is not None:
+                    try:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
+                    except BlockingIOError:
+                        await asyncio.sleep(0.02)
+                yield
+            finally:
+                if file is not None:
+                    os.close(file)
 
     def strike(self, held: Held, process: str) -> None:
         """Notes that this process died with the photo in hand. The same process counts once."""

@@ -43,8 +43,9 @@ class WeightsHolder:
         self._last_live: dict[str, str] = {}  # by application
         self._locks: dict[str, threading.Lock] = {}  # by address, and by sha256
 
+    @ray.method(concurrency_group="alive")
     def alive(self) -> None:
-        """Does nothing. An answer means that the holder is not frozen."""
+        """Does nothing. An answer means that the holder is not frozen; it has a thread of its own."""
 
     def _one_at_a_time(self, what: str) -> threading.Lock:
         return self._locks.setdefault(what, threading.Lock())
@@ -80,7 +81,7 @@ class WeightsHolder:
 def actor() -> Any:  # noqa: ANN401 - Ray has no type for an actor with options
     """The holder; starts it if necessary. It books no CPU, because it works only while weights change."""
     return (
-        ray.remote(WeightsHolder)
+        ray.remote(concurrency_groups={"alive": 1})(WeightsHolder)  # type: ignore[call-overload]
         .options(
             name=NAME,
             namespace=NAMESPACE,

@@ -6,12 +6,11 @@ import asyncio
 import zlib
 
 from fastapi import Request
-from starlette.types import Message, Receive
 
 from serve_app.errors import MalformedRequest, PayloadTooLarge, UnsupportedFormat, UploadTooSlow
 from serve_app.settings import AppSettings
 
-LAST_LOOK_S = 0.2
+FROZEN_S = 0.2  # a deadline that is noticed so late passed while the process was frozen: what was sent waits to be read
 GZIP = zlib.MAX_WBITS | 16  # zlib's number for the gzip format
 
 
@@ -44,8 +43,12 @@ async def _received(request: Request, settings: AppSettings) -> bytes:
     while more:
         deadline = started + settings.upload_grace_s + len(body) / settings.min_upload_bytes_per_s
         try:
-            message = await _in_time(request.receive, deadline)
+            async with asyncio.timeout_at(deadline):
+                message = await request.receive()
         except TimeoutError:
+            if (late := clock() - deadline) > FROZEN_S:
+                started += late
+                continue
             slowest = f"the minimum is {settings.min_upload_bytes_per_s} bytes per second"
             raise UploadTooSlow(f"only {len(body)} bytes arrived in {clock() - started:.1f} s, {slowest}") from None
         if message["type"] == "http.disconnect":
@@ -57,19 +60,6 @@ async def _received(request: Request, settings: AppSettings) -> bytes:
                 f"the body is larger than the limit of {max_bytes} bytes: send fewer or smaller images"
             )
     return bytes(body)
-
-
-async def _in_time(receive: Receive, deadline: float) -> Message:
-    """The next part of a body. Raises TimeoutError at the deadline, in seconds of the event loop's clock.
-
-    It looks once more then: when a frozen process goes on, the deadline has passed, and what was sent is there.
-    """
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await receive()
-    except TimeoutError:
-        async with asyncio.timeout(LAST_LOOK_S):
-            return await receive()
 
 
 def unpacked(packed: bytes, max_bytes: int) -> bytes:

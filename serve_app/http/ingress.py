@@ -44,7 +44,9 @@ class StageLost(NotReady):
 
     def __init__(self, error: Exception | None) -> None:
         super().__init__(f"a stage has no running replica: try again after {self.retry_after_s} s")
-        self.died = error.actor_id if isinstance(error, ActorDiedError) else None
+        # A stage whose input was lost with the stage before it raises an error that has the death as its cause.
+        deaths = [one for one in (error, getattr(error, "__cause__", None)) if isinstance(one, ActorDiedError)]
+        self.died = deaths[0].actor_id if deaths else None
 
 
 class Ingress(Replica):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from serve_app.ops.protection import Applications
 from serve_app.ops.service_folder import API, RunningService
 
 TIMEOUT_S = 300.0  # as for a start
+LOOKS = 5  # with n replicas that answer in turn, up to n of them are asked
 CHANGEABLE = {"applications", "logging_config", "target_capacity"}  # Serve ignores a change of anything else
 
 
@@ -81,7 +83,7 @@ def apply(ray: httpx.Client, service: RunningService, path: Path, checked: Check
     if (lowered := protection.lowered(running, wanted)) and not lower_protection:
         fix = "to deploy it nevertheless, add --lower-protection"
         raise CommandFailed(f"{path} lowers the protection of {service.url}: {'; '.join(lowered)}; {fix}")
-    before, sent = model(service.url + checked.path), time.time()
+    sent = time.time()
     answer = ray.put(API, json=checked.content)
     if answer.is_error:
         raise CommandFailed(f"Serve refuses it: {' '.join(answer.text.split())}")
@@ -89,8 +91,9 @@ def apply(ray: httpx.Client, service: RunningService, path: Path, checked: Check
     service.config.write_text(yaml.safe_dump(checked.content))
     wait_for_weights(service.url + checked.path)
     after = model(service.url + checked.path)
-    if before and after and after["refused"] and after["refused"] != before["refused"]:
-        last = after["refused"][-1]
+    refused = after["refused"] if after else []
+    if late := [one for one in refused if datetime.fromisoformat(one["at"]).timestamp() >= int(sent)]:
+        last = late[-1]
         raise CommandFailed(f"the live weights stay, {last['uri']}: {last['reason']}: {last['detail']}")
     ask = f"; {service.url}{checked.path}v1/models, with a key, shows which weights are live" if after is None else ""
     print(f"{service.url} serves it{ask}.")
@@ -151,15 +154,17 @@ def wait(ray: httpx.Client, wanted: Applications, sent: float) -> None:
 
 
 def wait_for_weights(application: str) -> None:
-    """Returns once the service loads no weights, for which Serve does not wait.
+    """Returns once LOOKS answers in a row, each of any replica, say that no weights are loading.
 
-    Raises CommandFailed after TIMEOUT_S, and httpx.HTTPError.
+    Serve does not wait for them. Raises CommandFailed after TIMEOUT_S, and httpx.HTTPError.
     """
-    end = time.monotonic() + TIMEOUT_S
-    while httpx.get(f"{application}readyz", timeout=60, trust_env=False).json().get("loading"):
+    end, looks = time.monotonic() + TIMEOUT_S, 0
+    while looks < LOOKS:
         if time.monotonic() > end:
             raise CommandFailed(f"the weights are not loaded after {TIMEOUT_S:g} s; the service goes on trying")
-        time.sleep(0.5)
+        answer = httpx.get(f"{application}readyz", timeout=60, trust_env=False)
+        looks = looks + 1 if answer.is_success and not answer.json()["loading"] else 0
+        time.sleep(0.2)
 
 
 def model(application: str) -> dict[str, Any] | None:

@@ -80,9 +80,11 @@ class Configuration:
                 answer = b"".join(iter(lambda: admin.recv(65536), b""))
             except (FileNotFoundError, ConnectionError):
                 return None
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError) as error:
+                if isinstance(error, BlockingIOError):  # at once, because too many questions wait already
+                    time.sleep(ANSWER_S)
                 self.unanswered += 1
-                raise
+                raise TimeoutError from error
         self.unanswered = 0
         return next((int(line.split()[1]) for line in answer.splitlines() if line.startswith(b"Pid:")), None)
 
@@ -106,8 +108,9 @@ def keep(configuration: Configuration, command: list[str], haproxy: Process, man
                 if (parent := haproxy.parent()) != os.getppid():  # else an orphan like the keeper: its manager is dead
                     manager = Process(parent)
         except (TimeoutError, ProcessLookupError, FileNotFoundError):  # busy, or gone since: ask again
-            if configuration.unanswered == FROZEN:
+            if configuration.unanswered >= FROZEN:
                 haproxy.send(signal.SIGKILL)
+                configuration.unanswered = 0
             continue
         if raylet.ended() or time.monotonic() > stop_at:
             haproxy.send(signal.SIGKILL)

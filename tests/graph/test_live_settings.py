@@ -86,6 +86,19 @@ def test_at_start_it_serves_nothing_until_they_are_loaded() -> None:
     asyncio.run(scenario())
 
 
+def test_a_replica_that_starts_while_the_store_is_away_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_settings, "AGAIN_S", 0.05)
+
+    async def scenario() -> None:
+        replica = Replica("unreachable", "unreachable", started=False)  # it serves those before, says LiveWeights
+        replica.go.set()
+        await replica.settings.change({"weights": "second"})
+        await replica.until(lambda: replica.active == "second")
+        assert replica.tried == ["second"] * 3
+
+    asyncio.run(scenario())
+
+
 def test_the_newest_wins_and_those_between_are_left_out() -> None:
     async def scenario() -> None:
         replica = Replica()

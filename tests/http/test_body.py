@@ -46,6 +46,20 @@ def test_what_came_while_the_process_was_frozen_is_in_time() -> None:
         asyncio.run(silent())
 
 
+def test_a_trickle_is_too_slow() -> None:
+    async def trickle() -> Message:
+        await asyncio.sleep(0.05)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def scenario() -> None:
+        request = Request({"type": "http", "method": "POST", "headers": []}, trickle)
+        async with asyncio.timeout(10):
+            await read(request, AppSettings(upload_grace_s=0.2))
+
+    with pytest.raises(UploadTooSlow, match="the minimum is 8192 bytes per second"):
+        asyncio.run(scenario())
+
+
 @given(parts=st.lists(st.binary(max_size=300), min_size=1, max_size=4))
 def test_any_members_are_unpacked(parts: list[bytes]) -> None:
     content = b"".join(parts)
