@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from ray.exceptions import ActorDiedError, OwnerDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
-from serve_app.errors import CorruptImage, NotReady, Overloaded, Timeout
+from serve_app.errors import CorruptImage, ImageQuarantined, NotReady, Overloaded, Timeout
 from serve_app.graph.autoscaling import QueueingTimer
+from serve_app.graph.quarantine import Quarantine
 from serve_app.http.ingress import RETRIES, Ingress
 from serve_app.settings import PredictOptions
 
@@ -36,10 +38,16 @@ class Stage:
         return asyncio.ensure_future(call())
 
 
-def ingress(last: Stage) -> Any:
+@pytest.fixture
+def ingress(tmp_path: Path) -> Callable[[Stage], Any]:
+    """An ingress whose last stage is the given one."""
+    return lambda last: made_of(last, tmp_path)
+
+
+def made_of(last: Stage, folder: Path) -> Any:
     made = Ingress.__new__(Ingress)
     made._preprocess, made._detect, made._postprocess = Stage(), Stage(), last
-    made.counted, made._waits = [], QueueingTimer()
+    made.counted, made._waits, made._quarantine = [], QueueingTimer(), Quarantine(folder)
     made._images = SimpleNamespace(inc=lambda tags: made.counted.append(tags["code"]))
     made._retries = SimpleNamespace(inc=lambda: made.counted.append("retry"))
     return made
@@ -58,13 +66,15 @@ def lost_input() -> RayTaskError:
 
 
 @pytest.mark.parametrize("error", [ActorDiedError, lost_input], ids=["its replica", "the replica before"])
-def test_a_death_is_retried_and_counted_once(error: Callable[[], BaseException]) -> None:
+def test_a_death_is_retried_and_counted_once(
+    ingress: Callable[[Stage], Any], error: Callable[[], BaseException]
+) -> None:
     made = ingress(Stage(error()))
     assert ask(made) is BOXES
     assert made.counted == ["retry", "ok"]
 
 
-def test_retries_are_bounded() -> None:
+def test_retries_are_bounded(ingress: Callable[[Stage], Any]) -> None:
     made = ingress(Stage(*(ActorDiedError() for _ in range(10))))
     with pytest.raises(NotReady):
         ask(made)
@@ -72,7 +82,21 @@ def test_retries_are_bounded() -> None:
     assert made.counted == ["retry"] * RETRIES + ["not_ready"]
 
 
-def test_nothing_is_retried_for_a_client_that_has_gone() -> None:
+def test_a_photo_that_two_replicas_died_of_is_not_tried_on_a_third(ingress: Callable[[Stage], Any]) -> None:
+    made = ingress(Stage(died("a1"), died("a2"), died("a3")))
+    with pytest.raises(ImageQuarantined):
+        ask(made)
+    assert made._postprocess.calls == 2
+    assert made.counted == ["retry", "retry", "image_quarantined"]
+
+
+def died(actor: str) -> ActorDiedError:
+    error = ActorDiedError()
+    error.actor_id = actor
+    return error
+
+
+def test_nothing_is_retried_for_a_client_that_has_gone(ingress: Callable[[Stage], Any]) -> None:
     made = ingress(Stage(ActorDiedError(), ActorDiedError()))
     with pytest.raises(Timeout):
         ask(made, seconds=-1)
@@ -86,14 +110,16 @@ def test_nothing_is_retried_for_a_client_that_has_gone() -> None:
         pytest.param(BackPressureError(num_queued_requests=1, max_queued_requests=1), Overloaded, id="a full queue"),
     ],
 )
-def test_what_would_fail_again_is_not_retried(error: BaseException, told: type[Exception]) -> None:
+def test_what_would_fail_again_is_not_retried(
+    ingress: Callable[[Stage], Any], error: BaseException, told: type[Exception]
+) -> None:
     made = ingress(Stage(error))
     with pytest.raises(told):
         ask(made)
     assert made._postprocess.calls == 1
 
 
-def test_what_is_live_is_asked_again_too() -> None:
+def test_what_is_live_is_asked_again_too(ingress: Callable[[Stage], Any]) -> None:
     made = ingress(Stage())
     made._detect = SimpleNamespace(serving=Stage(ActorDiedError()))
     assert asyncio.run(made.serving()) is BOXES
