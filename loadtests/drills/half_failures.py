@@ -24,7 +24,7 @@ JPEG = {"Content-Type": "image/jpeg"}
 def deadly_photo(operator: Operator) -> None:
     """Sends a photo that kills the process that decodes it: two die, the next one refuses it.
 
-    Three die if HAProxy sends it to another replica before the lock of the first has ended: with two replicas, 1 of 38.
+    Three die if HAProxy sends it to another replica before the lock of the first has ended: with two replicas, 1 of 34.
     """
     crashes = ray_files(operator.service).parent / crashing_photo.CRASHES
     before = crashes.stat().st_size if crashes.exists() else 0
