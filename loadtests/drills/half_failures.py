@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import httpx
 import psutil
 
-from loadtests.drills import clients, crashing_photo
+from loadtests.drills import crashing_photo, held_connections
 from loadtests.drills.events import KILLED, Operator
 from loadtests.service import deploy, detector, model, ray_files, status
 from serve_app.vision import sample_photos
@@ -35,32 +35,34 @@ def deadly_photo(operator: Operator) -> None:
     operator.until(lambda: status(operator.service)["status"] == "RUNNING")
 
 
-def freeze(operator: Operator, pattern: str, *, for_good: bool = False) -> None:
-    """Stops one process (SIGSTOP) for `seconds`, or until the service has replaced it by itself."""
-    frozen = max(operator.processes(pattern), key=psutil.Process.create_time)  # an older HAProxy only drains
-    frozen.suspend()
+@contextmanager
+def frozen(operator: Operator, pattern: str) -> Iterator[psutil.Process]:
+    """Stops the newest process that matches (SIGSTOP) until the block ends, if the service has not killed it."""
+    process = max(operator.processes(pattern), key=psutil.Process.create_time)  # an older HAProxy only drains
+    process.suspend()
     try:
-        if for_good:
-            operator.until(lambda: not frozen.is_running())
-        else:
-            time.sleep(operator.seconds)
+        yield process
     finally:
         with suppress(psutil.NoSuchProcess):
-            frozen.resume()
+            process.resume()
+
+
+def freeze(operator: Operator, pattern: str, *, for_good: bool = False) -> None:
+    """Freezes one process for `seconds`, or until the service has replaced it by itself."""
+    with frozen(operator, pattern) as process:
+        if for_good:
+            operator.until(lambda: not process.is_running())
+        else:
+            time.sleep(operator.seconds)
     operator.until(lambda: status(operator.service)["status"] == "RUNNING")
 
 
 def swap_without_holder(operator: Operator) -> None:
-    """Freezes the weights holder and swaps to weights that nobody has: the replica replaces the holder."""
+    """Freezes the weights holder, then swaps to new weights. The replica has to replace the holder to get them."""
     operator.good[1] = operator.versions.good().uri
-    frozen = operator.processes(KILLED["weights holder"])[-1]
-    frozen.suspend()
-    try:
+    with frozen(operator, KILLED["weights holder"]) as holder:
         operator.swap()
-        operator.until(lambda: not frozen.is_running())
-    finally:
-        with suppress(psutil.NoSuchProcess):
-            frozen.resume()
+        operator.until(lambda: not holder.is_running())
 
 
 def swap_from(operator: Operator, **faults: int) -> None:
@@ -86,6 +88,16 @@ def flap(operator: Operator) -> None:
     operator.apply()
 
 
+def say_nothing(operator: Operator) -> None:
+    """Holds SILENT connections for `seconds`."""
+    held_connections.say_nothing(operator.service.url, SILENT, operator.seconds)
+
+
+def read_slowly(operator: Operator) -> None:
+    """Lets SLOW clients read their answers slowly, for `seconds`."""
+    held_connections.read_slowly(operator.service.url, SLOW, operator.seconds)
+
+
 EVENTS: dict[str, Callable[[Operator], None]] = {
     "photo that kills its decoder": deadly_photo,
     **{f"freeze {name}": partial(freeze, pattern=pattern) for name, pattern in FROZEN.items()},
@@ -94,9 +106,7 @@ EVENTS: dict[str, Callable[[Operator], None]] = {
     "swap, and the store is slow": partial(swap_from, slow=10_000),
     "swap, and the store cuts its answers": partial(swap_from, cuts=10_000),
     "swap, and the store throttles": partial(swap_from, status=503),
-    "connections that say nothing": lambda operator: clients.say_nothing(
-        operator.service.url, SILENT, operator.seconds
-    ),
-    "clients that read slowly": lambda operator: clients.read_slowly(operator.service.url, SLOW, operator.seconds),
+    "connections that say nothing": say_nothing,
+    "clients that read slowly": read_slowly,
     "scale up and down all the time": flap,
 }
